@@ -1,0 +1,126 @@
+"""Every setting of a run: frozen dataclasses, varied with `dataclasses.replace`.
+
+The defaults are the paper's (RLP, arXiv 2510.01265, section 4) where it states one. Where it does not, the comment
+beside the field says so and gives our reason. `experiments/*.py` hold one `def config() -> Config` each.
+"""
+
+import dataclasses
+import json
+from typing import Literal
+
+PositionMode = Literal["uniform", "span", "entropy"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: the message is one line naming the field, its value and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a thought is framed: instruction, document prefix, `open`, the thought, `close`, then the next tokens.
+
+    The baseline never sees any of it: it reads the plain document. `open` must not be empty (its last token is
+    what predicts the first thought token). A thought ends when it has sampled the tokens of `close`.
+    """
+
+    instruction: str = (
+        "Think briefly between <think> and </think> about what comes next in the text, "
+        "then continue the text in the same style.\n\n"
+    )
+    open: str = "<think>"
+    close: str = "</think>"
+
+
+@dataclasses.dataclass(frozen=True)
+class RLPConfig:
+    """The algorithm's settings."""
+
+    group_size: int = 16  # G, thoughts a position
+    positions: int = 1  # K, positions a document
+    horizon: int = 1  # H, tokens scored after the thought; the paper scores one
+    thought_tokens: int = 2048  # L, cap on sampled tokens of a thought, a sampled closing tag included
+    temperature: float = 0.7  # sampling and the log-probabilities inside the ratio, so that the ratio starts at 1
+    position_mode: PositionMode = "uniform"
+    clip_low: float = 0.2  # epsilon_l; not stated, TRL's default
+    clip_high: float = 0.2  # epsilon_h; not stated, TRL's default
+    kl_coefficient: float = 0.0  # beta
+    ema_decay: float = 0.999  # tau
+    updates_per_batch: int = 1  # optimizer steps a rollout batch; not stated, on-policy is the safe reading
+    microbatches: int = 1  # the batch is split in this many parts whose gradients are summed: memory, not maths
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. The paper gives RLP's learning rate and schedule, and AdamW's settings for its CPT baseline only."""
+
+    learning_rate: float = 1e-6
+    final_learning_rate: float | None = None  # None: constant; else cosine from learning_rate to it over the run
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Documents. `sources` are files (.jsonl, .txt) or names of built-in generators ("compose")."""
+
+    sources: tuple[str, ...] = ()
+    text: str = "{text}"  # str.format over a jsonl record's fields
+    span: str = ""  # likewise; the part of the text that positions of mode "span" come from ("" = all of it)
+    document_tokens: int = 2048  # longer documents are cut into consecutive pieces
+    min_tokens: int = 8  # shorter pieces are dropped (and counted)
+    heldout_fraction: float = 0.05  # by hash of the document's text
+    heldout_documents: int = 256  # at most this many are evaluated
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation, before, during (`every`) and after training."""
+
+    every: int = 0  # steps; 0: before and after only
+    documents: int = 64
+    positions: int = 1
+    group_size: int = 4
+    batch_documents: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; -1 on one axis takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 20  # steps
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = "run"
+    model: str = ""  # preset name, Hugging Face directory or GGUF file
+    steps: int = 100
+    batch_documents: int = 512  # B
+    seed: int = 0
+    compute_dtype: Dtype = "float32"  # masters are float32 always
+    remat: bool = True
+    max_skipped: int = 5  # this many non-finite steps in a row end the run
+    template: Template = Template()
+    rlp: RLPConfig = RLPConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    eval: EvalConfig = EvalConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON, keys in order of definition."""
+    return json.dumps(dataclasses.asdict(config), indent=2)

@@ -1,0 +1,146 @@
+"""RLP in one file: arrays in, arrays out.
+
+"RLP: Reinforcement as a Pretraining Objective", arXiv 2510.01265; equation numbers are the paper's. Every function is
+pure, works under jit, vmap and grad, and needs nothing but jax and chex, so any pipeline can import it.
+
+Shapes are written for one position with G thoughts of up to L tokens; leading axes (documents, positions) are free:
+`...G` and `...GL` below. Log-probabilities are in nats. Masks are 1 on thought tokens, 0 on everything else.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def sequence_logprob(logprob_H: chex.Array, mask_H: chex.Array | None = None) -> chex.Array:
+    """Mean log-probability of the scored tokens: S in equations (3) and (4), averaged over a horizon of H tokens.
+
+    The paper scores one token (H = 1), where this is that token's log-probability. For longer horizons the mean keeps
+    the reward in nats a token.
+
+    Args:
+      logprob_H: [..., H] log-probabilities of the true tokens.
+      mask_H: [..., H], 1 on tokens to count; None counts all.
+
+    Returns:
+      [...] float32.
+    """
+    logprob_H = logprob_H.astype(jnp.float32)
+    if mask_H is None:
+        return logprob_H.mean(-1)
+    mask_H = mask_H.astype(jnp.float32)
+    return jnp.sum(jnp.where(mask_H > 0, logprob_H, 0.0), -1) / jnp.maximum(mask_H.sum(-1), 1.0)
+
+
+def information_gain(s_pred_G: chex.Array, s_ema: chex.Array) -> chex.Array:
+    """Equations (3) to (5): r(c) = log p_theta(x_t | x_<t, c) - log p_ema(x_t | x_<t), a constant for the gradient.
+
+    Args:
+      s_pred_G: [..., G] log-probability of the true token after each thought.
+      s_ema: [...] log-probability of the same token under the no-think baseline.
+
+    Returns:
+      [..., G] rewards in nats, no gradient.
+    """
+    chex.assert_equal(s_pred_G.ndim, s_ema.ndim + 1)
+    return jax.lax.stop_gradient(s_pred_G.astype(jnp.float32) - s_ema.astype(jnp.float32)[..., None])
+
+
+def group_relative_advantage(reward_G: chex.Array) -> chex.Array:
+    """Equation (7): A_i = G/(G-1) (r_i - mean_j r_j), which is r_i minus the mean of the others. No division by a
+    standard deviation.
+
+    Args:
+      reward_G: [..., G] rewards, G >= 2.
+
+    Returns:
+      [..., G] advantages, no gradient.
+
+    Raises:
+      ValueError: G < 2.
+    """
+    group_size = reward_G.shape[-1]
+    if group_size < 2:
+        raise ValueError(f"group_size is {group_size}: a group-relative advantage needs at least 2 thoughts")
+    centred_G = reward_G - reward_G.mean(-1, keepdims=True)
+    return jax.lax.stop_gradient(centred_G * (group_size / (group_size - 1)))
+
+
+def importance_ratio(logprob_GL: chex.Array, old_logprob_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
+    """rho = exp(log pi_theta - log pi_old) on thought tokens, 1 elsewhere (section 3 of the paper).
+
+    Both log-probabilities must be taken at the sampling temperature, or the ratio is not 1 at the first update.
+    """
+    chex.assert_equal_shape([logprob_GL, old_logprob_GL, mask_GL])
+    # The where inside exp keeps whatever stands in masked places (even nan) out of the value and the gradient.
+    log_ratio_GL = jnp.where(mask_GL > 0, logprob_GL - jax.lax.stop_gradient(old_logprob_GL), 0.0)
+    return jnp.exp(log_ratio_GL)
+
+
+def clipped_surrogate(
+    ratio_GL: chex.Array, advantage_G: chex.Array, mask_GL: chex.Array, clip_low: float = 0.2, clip_high: float = 0.2
+) -> chex.Array:
+    """Equation (8) for each thought: -(1/|c|) sum_u min(rho_u A, clip(rho_u, 1 - clip_low, 1 + clip_high) A).
+
+    Args:
+      ratio_GL: [..., G, L] importance ratios.
+      advantage_G: [..., G].
+      mask_GL: [..., G, L], 1 on thought tokens; |c| is its sum.
+
+    Returns:
+      [..., G] losses; the paper's loss is their mean over thoughts, positions and documents. A thought without tokens
+      gives 0.
+    """
+    chex.assert_equal_shape([ratio_GL, mask_GL])
+    chex.assert_equal_shape([ratio_GL[..., 0], advantage_G])
+    advantage_G1 = jax.lax.stop_gradient(advantage_G)[..., None]
+    clipped_GL = jnp.clip(ratio_GL, 1.0 - clip_low, 1.0 + clip_high)
+    surrogate_GL = jnp.minimum(ratio_GL * advantage_G1, clipped_GL * advantage_G1)
+    return -length_normalised_sum(surrogate_GL, mask_GL)
+
+
+def length_normalised_sum(value_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
+    """(1/|c|) sum over thought tokens, the normalisation of equation (8). [..., G, L] -> [..., G]."""
+    mask_GL = mask_GL.astype(jnp.float32)
+    return jnp.sum(jnp.where(mask_GL > 0, value_GL, 0.0), -1) / jnp.maximum(mask_GL.sum(-1), 1.0)
+
+
+def clip_fraction(
+    ratio_GL: chex.Array, advantage_G: chex.Array, mask_GL: chex.Array, clip_low: float = 0.2, clip_high: float = 0.2
+) -> chex.Array:
+    """Share of thought tokens whose gradient the clip of equation (8) removes. Returns a scalar."""
+    advantage_G1 = advantage_G[..., None]
+    too_high_GL = (ratio_GL > 1.0 + clip_high) & (advantage_G1 > 0)
+    too_low_GL = (ratio_GL < 1.0 - clip_low) & (advantage_G1 < 0)
+    clipped_GL = (too_high_GL | too_low_GL) & (mask_GL > 0)
+    return clipped_GL.sum() / jnp.maximum((mask_GL > 0).sum(), 1)
+
+
+def token_kl(logprob_GL: chex.Array, reference_logprob_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
+    """Token-level KL(pi_theta || pi_ref) from sampled tokens, the estimator exp(d) - d - 1 with d = log pi_ref - log
+    pi_theta: never negative, zero where the two agree (Schulman, "Approximating KL divergence"; used by GRPO).
+
+    Returns:
+      [..., G], averaged over the tokens of each thought like equation (8).
+    """
+    chex.assert_equal_shape([logprob_GL, reference_logprob_GL, mask_GL])
+    d_GL = jnp.where(mask_GL > 0, jax.lax.stop_gradient(reference_logprob_GL) - logprob_GL, 0.0)
+    return length_normalised_sum(jnp.exp(d_GL) - d_GL - 1.0, mask_GL)
+
+
+def ema_update(ema_params: chex.ArrayTree, params: chex.ArrayTree, decay: float | chex.Array) -> chex.ArrayTree:
+    """phi <- decay phi + (1 - decay) theta, after every optimizer step, in float32.
+
+    Start from phi = theta. In bfloat16 a decay of 0.999 would lose its increments, so phi has to be float32.
+
+    Raises:
+      ValueError: a leaf of ema_params is a float of less than 32 bits.
+    """
+
+    def update(ema, param):
+        if jnp.finfo(ema.dtype).bits < 32:
+            raise ValueError(f"ema_params hold {ema.dtype}: keep the moving average in float32")
+        # The difference form returns phi exactly when theta equals phi.
+        return ema + (1.0 - decay) * (param.astype(ema.dtype) - ema)
+
+    return jax.tree.map(update, ema_params, params)
