@@ -4,7 +4,8 @@
 pure, works under jit, vmap and grad, and needs nothing but jax and chex, so any pipeline can import it.
 
 Shapes are written for one position with G thoughts of up to L tokens; leading axes (documents, positions) are free:
-`...G` and `...GL` below. Log-probabilities are in nats. Masks are 1 on thought tokens, 0 on everything else.
+`...G` and `...GL` below. Log-probabilities are in nats. Masks are 1 on thought tokens, 0 on everything else. What
+comes in below float32 is computed in float32.
 """
 
 import chex
@@ -20,16 +21,15 @@ def sequence_logprob(logprob_H: chex.Array, mask_H: chex.Array | None = None) ->
 
     Args:
       logprob_H: [..., H] log-probabilities of the true tokens.
-      mask_H: [..., H], 1 on tokens to count; None counts all.
+      mask_H: [..., H], 1 on tokens to count; None counts all. Where it counts nothing the result is 0.
 
     Returns:
-      [...] float32.
+      [...].
     """
-    logprob_H = logprob_H.astype(jnp.float32)
+    logprob_H = _at_least_float32(logprob_H)
     if mask_H is None:
         return logprob_H.mean(-1)
-    mask_H = mask_H.astype(jnp.float32)
-    return jnp.sum(jnp.where(mask_H > 0, logprob_H, 0.0), -1) / jnp.maximum(mask_H.sum(-1), 1.0)
+    return _masked_mean(logprob_H, mask_H)
 
 
 def information_gain(s_pred_G: chex.Array, s_ema: chex.Array) -> chex.Array:
@@ -42,8 +42,8 @@ def information_gain(s_pred_G: chex.Array, s_ema: chex.Array) -> chex.Array:
     Returns:
       [..., G] rewards in nats, no gradient.
     """
-    chex.assert_equal(s_pred_G.ndim, s_ema.ndim + 1)
-    return jax.lax.stop_gradient(s_pred_G.astype(jnp.float32) - s_ema.astype(jnp.float32)[..., None])
+    chex.assert_equal_shape([s_pred_G[..., 0], s_ema])
+    return jax.lax.stop_gradient(_at_least_float32(s_pred_G) - _at_least_float32(s_ema)[..., None])
 
 
 def group_relative_advantage(reward_G: chex.Array) -> chex.Array:
@@ -62,6 +62,7 @@ def group_relative_advantage(reward_G: chex.Array) -> chex.Array:
     group_size = reward_G.shape[-1]
     if group_size < 2:
         raise ValueError(f"group_size is {group_size}: a group-relative advantage needs at least 2 thoughts")
+    reward_G = _at_least_float32(reward_G)
     centred_G = reward_G - reward_G.mean(-1, keepdims=True)
     return jax.lax.stop_gradient(centred_G * (group_size / (group_size - 1)))
 
@@ -72,6 +73,7 @@ def importance_ratio(logprob_GL: chex.Array, old_logprob_GL: chex.Array, mask_GL
     Both log-probabilities must be taken at the sampling temperature, or the ratio is not 1 at the first update.
     """
     chex.assert_equal_shape([logprob_GL, old_logprob_GL, mask_GL])
+    logprob_GL, old_logprob_GL = _at_least_float32(logprob_GL), _at_least_float32(old_logprob_GL)
     # The where inside exp keeps whatever stands in masked places (even nan) out of the value and the gradient.
     log_ratio_GL = jnp.where(mask_GL > 0, logprob_GL - jax.lax.stop_gradient(old_logprob_GL), 0.0)
     return jnp.exp(log_ratio_GL)
@@ -101,8 +103,7 @@ def clipped_surrogate(
 
 def length_normalised_sum(value_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
     """(1/|c|) sum over thought tokens, the normalisation of equation (8). [..., G, L] -> [..., G]."""
-    mask_GL = mask_GL.astype(jnp.float32)
-    return jnp.sum(jnp.where(mask_GL > 0, value_GL, 0.0), -1) / jnp.maximum(mask_GL.sum(-1), 1.0)
+    return _masked_mean(value_GL, mask_GL)
 
 
 def clip_fraction(
@@ -124,6 +125,7 @@ def token_kl(logprob_GL: chex.Array, reference_logprob_GL: chex.Array, mask_GL: 
       [..., G], averaged over the tokens of each thought like equation (8).
     """
     chex.assert_equal_shape([logprob_GL, reference_logprob_GL, mask_GL])
+    logprob_GL, reference_logprob_GL = _at_least_float32(logprob_GL), _at_least_float32(reference_logprob_GL)
     d_GL = jnp.where(mask_GL > 0, jax.lax.stop_gradient(reference_logprob_GL) - logprob_GL, 0.0)
     return length_normalised_sum(jnp.exp(d_GL) - d_GL - 1.0, mask_GL)
 
@@ -135,6 +137,7 @@ def ema_update(ema_params: chex.ArrayTree, params: chex.ArrayTree, decay: float 
 
     Raises:
       ValueError: a leaf of ema_params is a float of less than 32 bits.
+      AssertionError: the trees differ in structure or shapes.
     """
 
     def update(ema, param):
@@ -143,4 +146,16 @@ def ema_update(ema_params: chex.ArrayTree, params: chex.ArrayTree, decay: float 
         # The difference form returns phi exactly when theta equals phi.
         return ema + (1.0 - decay) * (param.astype(ema.dtype) - ema)
 
+    chex.assert_trees_all_equal_shapes(ema_params, params)
     return jax.tree.map(update, ema_params, params)
+
+
+def _masked_mean(value_L: chex.Array, mask_L: chex.Array) -> chex.Array:
+    """Mean over places where the mask is 1; 0 where there is none. What stands elsewhere (even nan) has no effect."""
+    counted_L = mask_L > 0
+    return jnp.where(counted_L, value_L, 0.0).sum(-1) / jnp.maximum(counted_L.sum(-1), 1)
+
+
+def _at_least_float32(x: chex.Array) -> chex.Array:
+    """Differences of log-probabilities lose their meaning in bfloat16; float64 stays what it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
