@@ -1,0 +1,286 @@
+"""From the command line to a checked `Config`: experiment files, `--set` overrides, JSON, and what cannot work.
+
+No jax here: a typing error is answered at once.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import runpy
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from rlp_jax.config import Config, ConfigError, to_json
+
+PACKAGE = Path(__file__).resolve().parent
+# In a checkout beside the package, in an installed wheel inside it.
+EXPERIMENTS = (PACKAGE.parent / "experiments", PACKAGE / "experiments")
+
+
+def load_experiment(name_or_file: str) -> Config:
+    """The config of `experiments/NAME.py`, or of a given .py file that defines `config() -> Config`.
+
+    Raises:
+      ConfigError: no such experiment, or the file does not give a Config.
+    """
+    if name_or_file.endswith(".py"):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise ConfigError(f"experiment file {name_or_file} does not exist")
+    else:
+        candidates = [root / f"{name_or_file}.py" for root in EXPERIMENTS]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if path is None:
+            known = sorted({str(p.relative_to(r).with_suffix("")) for r in EXPERIMENTS for p in _experiment_files(r)})
+            raise ConfigError(f"unknown experiment {name_or_file!r}{_suggest(name_or_file, known)}")
+    try:
+        function = runpy.run_path(str(path)).get("config")
+        config = function() if callable(function) else None
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be used: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path} does not define `config()` that returns a rlp_jax.config.Config")
+    return config
+
+
+def _experiment_files(root: Path) -> Iterable[Path]:
+    files = (path for path in root.rglob("*.py") if {"results", "benchmarks"}.isdisjoint(path.parts))
+    return [path for path in files if "def config(" in path.read_text()]
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """The config with `field=value` and `section.field=value` applied, each value read as its field's type.
+
+    Raises:
+      ConfigError: an unknown field (with the nearest names) or a value that its type does not allow.
+    """
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write field=value, for instance rlp.group_size=8")
+        config = _replace(config, name.strip(), name.strip().split("."), text)
+    return config
+
+
+def _replace(node: Any, name: str, path: list[str], text: str) -> Any:
+    hints = typing.get_type_hints(type(node))
+    head, *rest = path
+    if head not in hints:
+        prefix = name.removesuffix(".".join(path))
+        near = _suggest(name, [prefix + hint for hint in hints] + ([] if prefix else _all_fields()))
+        raise ConfigError(f"unknown setting {name!r}{near}")
+    value = getattr(node, head)
+    if dataclasses.is_dataclass(value):
+        if not rest:
+            raise ConfigError(f"{name} is a group of settings: set one of {', '.join(_field_names(value))}")
+        return dataclasses.replace(node, **{head: _replace(value, name, rest, text)})
+    if rest:
+        raise ConfigError(f"unknown setting {name!r}: {name.removesuffix('.' + '.'.join(rest))} has no parts")
+    return dataclasses.replace(node, **{head: _parse(name, hints[head], text)})
+
+
+def _parse(name: str, hint: Any, text: str) -> Any:
+    """The text as a value of the annotated type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if text not in args:
+            raise ConfigError(f"{name} is {text!r}: choose one of {', '.join(args)}")
+        return text
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() == "none" and type(None) in args:
+            return None
+        return _parse(name, next(arg for arg in args if arg is not type(None)), text)
+    if origin is tuple:
+        return tuple(_parse(name, args[0], part.strip()) for part in text.split(",") if part.strip())
+    if hint is bool:
+        values = {"true": True, "false": False, "1": True, "0": False}
+        if text.lower() not in values:
+            raise ConfigError(f"{name} is {text!r}: write true or false")
+        return values[text.lower()]
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            kind = "a whole number" if hint is int else "a number"
+            raise ConfigError(f"{name} is {text!r}: write {kind}") from None
+    return text
+
+
+def _field_names(node: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(node)]
+
+
+def _all_fields() -> list[str]:
+    return list(_flat(dataclasses.asdict(Config())))
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    """The nearest of the known names: by spelling, and those that end alike (`group_size` -> `rlp.group_size`)."""
+    near = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
+    near += [other for other in difflib.get_close_matches(name, known, n=3, cutoff=0.6) if other not in near]
+    if near:
+        return f": did you mean {' or '.join(near[:3])}?"
+    return f": there are {', '.join(known)}" if known else ""
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def from_json(text: str, where: str) -> Config:
+    """The config that `config.to_json` wrote.
+
+    Raises:
+      ConfigError: not such a file.
+    """
+
+    def build(kind, values, prefix=""):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(values, dict) or (unknown := sorted(set(values) - set(hints))):
+            raise ConfigError(f"{where}: {prefix or 'it'} does not hold a run's settings: {unknown}")
+        built = {}
+        for name, value in values.items():
+            if dataclasses.is_dataclass(hints[name]):
+                value = build(hints[name], value, f"{prefix}{name}.")
+            built[name] = tuple(value) if isinstance(value, list) else value
+        return kind(**built)
+
+    try:
+        return build(Config, json.loads(text))
+    except (json.JSONDecodeError, UnboundLocalError) as error:
+        raise ConfigError(f"{where} is not a run's config.json: {error}") from error
+
+
+def fingerprint(config: Config) -> str:
+    """Of everything that decides a run's numbers step by step; a run with a constant learning rate may be extended,
+    so its number of steps is left out."""
+    if config.optimizer.final_learning_rate is None:
+        config = dataclasses.replace(config, steps=0)
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
+
+
+def check_same_run(config: Config, recorded: Config, run_dir: Path) -> None:
+    """A run directory is continued with the config it began with. Only `steps` may grow, where the learning rate is
+    constant: a cosine's every step depends on the last.
+
+    Raises:
+      ConfigError: naming the fields that differ.
+    """
+    old, new = _flat(dataclasses.asdict(recorded)), _flat(dataclasses.asdict(config))
+    differing = [name for name in new if new[name] != old[name]]
+    if differing == ["steps"] and config.steps > recorded.steps and config.optimizer.final_learning_rate is None:
+        return
+    if differing:
+        listed = ", ".join(f"{name} ({old[name]!r} there, {new[name]!r} here)" for name in differing)
+        raise ConfigError(f"{run_dir} belongs to a run with another config: {listed}; choose another --run-dir")
+
+
+def validate(config: Config) -> None:
+    """Checks every setting that can be checked without model, data and devices.
+
+    Raises:
+      ConfigError: the first setting that cannot work.
+    """
+    rlp, data, evaluation, optimizer = config.rlp, config.data, config.eval, config.optimizer
+    if rlp.group_size < 2:
+        raise ConfigError(f"rlp.group_size is {rlp.group_size}: a group-relative advantage needs at least 2 thoughts")
+    at_least_one = {
+        "steps": config.steps,
+        "batch_documents": config.batch_documents,
+        "max_skipped": config.max_skipped,
+        "rlp.positions": rlp.positions,
+        "rlp.horizon": rlp.horizon,
+        "rlp.thought_tokens": rlp.thought_tokens,
+        "rlp.updates_per_batch": rlp.updates_per_batch,
+        "rlp.microbatches": rlp.microbatches,
+        "data.document_tokens": data.document_tokens,
+        "data.min_tokens": data.min_tokens,
+        "data.heldout_documents": data.heldout_documents,
+        "eval.documents": evaluation.documents,
+        "eval.positions": evaluation.positions,
+        "eval.group_size": evaluation.group_size,
+        "eval.batch_documents": evaluation.batch_documents,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}: it must be at least 1")
+    not_negative = {
+        "seed": config.seed,
+        "eval.every": evaluation.every,
+        "rlp.clip_high": rlp.clip_high,
+        "rlp.kl_coefficient": rlp.kl_coefficient,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.warmup_steps": optimizer.warmup_steps,
+    }
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise ConfigError(f"{name} is {value}: it must not be negative")
+    positive = {
+        "rlp.temperature": rlp.temperature,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.clip_norm": optimizer.clip_norm,
+    }
+    for name, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name} is {value}: it must be positive and finite")
+    below_one = {
+        "rlp.clip_low": rlp.clip_low,
+        "rlp.ema_decay": rlp.ema_decay,
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
+        "data.heldout_fraction": data.heldout_fraction,
+    }
+    for name, value in below_one.items():
+        if not 0 <= value < 1 and not (name in ("rlp.clip_low", "rlp.ema_decay") and value == 1):
+            raise ConfigError(f"{name} is {value}: it must be at least 0 and below 1")
+    if data.heldout_fraction == 0:
+        raise ConfigError("data.heldout_fraction is 0: the run's evaluation needs held-out documents")
+    if optimizer.final_learning_rate is not None and not optimizer.final_learning_rate >= 0:
+        raise ConfigError(f"optimizer.final_learning_rate is {optimizer.final_learning_rate}: it must not be negative")
+    if config.optimizer.warmup_steps >= config.steps * rlp.updates_per_batch:
+        updates = config.steps * rlp.updates_per_batch
+        raise ConfigError(
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}, the run has {updates} updates: make it smaller"
+        )
+    if rlp.horizon >= data.document_tokens:
+        raise ConfigError(
+            f"rlp.horizon is {rlp.horizon}, data.document_tokens {data.document_tokens}: a document cannot hold a "
+            "prefix and the horizon"
+        )
+    if config.batch_documents % rlp.microbatches:
+        raise ConfigError(
+            f"batch_documents is {config.batch_documents}, not a multiple of rlp.microbatches {rlp.microbatches}"
+        )
+    if not config.model:
+        raise ConfigError("model is empty: give a preset, a Hugging Face directory or a GGUF file")
+    if not data.sources:
+        raise ConfigError("data.sources is empty: give .jsonl or .txt files, or a built-in generator")
+
+
+def check_devices(config: Config, mesh_shape: tuple[int, int, int]) -> None:
+    """The batch must split over the mesh.
+
+    Args:
+      config: the run's.
+      mesh_shape: devices along data, fsdp, tensor.
+
+    Raises:
+      ConfigError: a microbatch does not divide over data x fsdp.
+    """
+    ways = mesh_shape[0] * mesh_shape[1]
+    part = config.batch_documents // config.rlp.microbatches
+    if part % ways:
+        raise ConfigError(
+            f"batch_documents / rlp.microbatches is {part}, not a multiple of the {ways} devices along the mesh's "
+            "data and fsdp axes"
+        )
