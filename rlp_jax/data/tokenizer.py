@@ -1,0 +1,266 @@
+"""Text to token ids and back: the `tokenizers` library, read from tokenizer.json or built from GGUF metadata.
+
+Ids equal those of transformers' fast tokenizer with `add_special_tokens=False`. Like there, the text of a special
+token ("<|im_end|>") inside a document becomes that token.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be read: one line naming the file, the field and what to do."""
+
+
+class Tokenizer:
+    """A tokenizer and the ids a language model's documents need.
+
+    Attributes:
+      vocab_size: one more than the largest id; a model's embedding may be larger (padded), never smaller.
+      bos_id: put before every document, or None where the model family does not expect one (SmolLM2, Qwen3).
+      eos_ids: ids that end a text, perhaps none.
+      pad_id: fills the right end of a batch.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        bos_id: int | None = None,
+        eos_ids: Sequence[int] = (),
+        pad_id: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """Wraps a `tokenizers.Tokenizer`.
+
+        Args:
+          backend: the library's tokenizer; it is copied.
+          bos_id, eos_ids, pad_id: see the class; pad_id defaults to the first of eos_ids, else 0.
+          settings: what `save` writes to tokenizer_config.json; by default made from the ids.
+        """
+        backend = Backend.from_str(backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        self._json = backend.to_str()
+        # Special tokens are never added here, so all a post-processor could still do is to trim offsets.
+        backend.post_processor = None
+        self._backend = backend
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.bos_id = bos_id
+        self.eos_ids = tuple(eos_ids)
+        self.pad_id = pad_id if pad_id is not None else next(iter(self.eos_ids), 0)
+        self._settings = dict(settings) if settings is not None else self._default_settings()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, no special tokens added."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and for each the range [start, end) of characters of `text` it comes from.
+
+        Leading spaces belong to their token. Tokens that are parts of one character share that character's range.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included; ids beyond the vocabulary (a padded embedding's) give nothing."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token by its exact spelling in the vocabulary."""
+        return self._backend.token_to_id(token)
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer reads them."""
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer.json").write_text(self._json, encoding="utf-8")
+        settings = json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n"
+        (directory / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+
+    def _default_settings(self) -> dict[str, Any]:
+        def token(token_id):
+            return None if token_id is None else self._backend.id_to_token(token_id)
+
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": self.bos_id is not None,
+            "bos_token": token(self.bos_id),
+            "eos_token": token(next(iter(self.eos_ids), None)),
+            "pad_token": token(self.pad_id),
+            "clean_up_tokenization_spaces": False,
+        }
+
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike) -> "Tokenizer":
+        """Reads tokenizer.json; special ids come from tokenizer_config.json, generation_config.json and config.json.
+
+        Raises:
+          TokenizerError: no tokenizer.json, or one that cannot be read.
+        """
+        directory = pathlib.Path(directory)
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            other = directory / "tokenizer.model"
+            hint = f"; {other.name} alone is not read, convert it with transformers" if other.is_file() else ""
+            raise TokenizerError(f"{path}: no such file{hint}")
+        try:
+            backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises plain Exception
+            raise TokenizerError(f"{path}: cannot be read ({_one_line(error)})") from None
+        settings = _json_or_empty(directory / "tokenizer_config.json")
+        if (template := directory / "chat_template.jinja").is_file() and "chat_template" not in settings:
+            settings["chat_template"] = template.read_text(encoding="utf-8")
+        configs = [_json_or_empty(directory / name) for name in ("generation_config.json", "config.json")]
+
+        def named(key: str) -> list[int]:
+            value = settings.get(f"{key}_token")
+            token_id = backend.token_to_id(value["content"] if isinstance(value, dict) else value) if value else None
+            return [] if token_id is None else [token_id]
+
+        def configured(key: str) -> list[int]:
+            values = [config.get(f"{key}_token_id") for config in configs]
+            return [i for value in values for i in (value if isinstance(value, list) else [value]) if i is not None]
+
+        bos_id = _prepended(backend)
+        if settings.get("add_bos_token") is False:
+            bos_id = None
+        elif settings.get("add_bos_token") and bos_id is None:
+            bos_id = next(iter(named("bos") + configured("bos")), None)
+        return cls(
+            backend,
+            bos_id=bos_id,
+            eos_ids=tuple(dict.fromkeys(named("eos") + configured("eos"))),
+            pad_id=next(iter(named("pad") + configured("pad")), None),
+            settings=settings or None,
+        )
+
+    @classmethod
+    def from_gguf(cls, fields: Mapping[str, Any], source: str) -> "Tokenizer":
+        """Builds a byte-level BPE tokenizer from the tokenizer.ggml.* metadata of a GGUF file.
+
+        Args:
+          fields: the file's metadata, by full name.
+          source: the file, for messages.
+
+        Raises:
+          TokenizerError: another kind of tokenizer, an unknown pre-tokenizer, or damaged metadata.
+        """
+        kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+        if kind != "gpt2":
+            raise TokenizerError(f"{source}: tokenizer.ggml.model is {kind!r}; supported: 'gpt2' (byte-level BPE)")
+        if pre not in PRE_TOKENIZERS:
+            raise TokenizerError(f"{source}: tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}")
+        tokens = fields.get("tokenizer.ggml.tokens") or []
+        types = fields.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+        merges = [tuple(merge.split(" ")) for merge in fields.get("tokenizer.ggml.merges") or []]
+        if not tokens or len(types) != len(tokens) or any(len(merge) != 2 for merge in merges):
+            raise TokenizerError(f"{source}: tokenizer.ggml.tokens, token_type and merges do not fit together")
+        # Unused entries only fill the embedding up to a round size.
+        vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED}
+        try:
+            backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _LLAMA3))
+        except Exception as error:  # the library raises plain Exception
+            raise TokenizerError(
+                f"{source}: tokenizer.ggml.merges do not fit the tokens ({_one_line(error)})"
+            ) from None
+        if pre in _QWEN:
+            backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
+        backend.decoder = decoders.ByteLevel()
+        for token, kind in zip(tokens, types, strict=True):
+            if kind == _CONTROL:
+                backend.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+            elif kind == _USER_DEFINED:
+                backend.add_tokens([AddedToken(token, normalized=False, special=False)])
+        return cls._with_gguf_ids(backend, fields, tokens, pre, source)
+
+    @classmethod
+    def _with_gguf_ids(cls, backend: Backend, fields: Mapping[str, Any], tokens, pre: str, source: str) -> "Tokenizer":
+        ids = {key: fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "padding")}
+        for key, token_id in ids.items():
+            if token_id is not None and not 0 <= token_id < len(tokens):
+                raise TokenizerError(f"{source}: tokenizer.ggml.{key}_token_id is {token_id}, not a token")
+        adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre in _LLAMA3)
+        bos_id = ids["bos"] if adds_bos else None
+        if bos_id is not None:
+            bos = tokens[bos_id]
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_id)]
+            )
+        eos_ids = tuple(dict.fromkeys(i for i in (ids["eos"], ids["eot"]) if i is not None))
+        tokenizer = cls(backend, bos_id=bos_id, eos_ids=eos_ids, pad_id=ids["padding"])
+        if ids["bos"] is not None:
+            tokenizer._settings["bos_token"] = tokens[ids["bos"]]
+        if fields.get("tokenizer.chat_template"):
+            tokenizer._settings["chat_template"] = fields["tokenizer.chat_template"]
+        return tokenizer
+
+
+# Token types of GGUF.
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_QWEN = ("qwen2",)
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _single_digits() -> pre_tokenizers.PreTokenizer:
+    """Every digit on its own, then GPT-2's rule: SmolLM2's tokenizer.json."""
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+def _pattern(digits: str) -> pre_tokenizers.PreTokenizer:
+    """The tokenizer.json of Qwen2 and 3 and of Llama 3, which differ in how many digits stay together."""
+    pattern = _CONTRACTIONS + _WORDS + digits + _REST
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _llama3() -> pre_tokenizers.PreTokenizer:
+    return _pattern(r"\p{N}{1,3}")
+
+
+# tokenizer.ggml.pre -> its splitting rule. A file that says "default" or nothing leaves the rule open: GPT-2's.
+PRE_TOKENIZERS = {
+    "default": _gpt2,
+    "gpt-2": _gpt2,
+    "smollm": _single_digits,
+    "qwen2": lambda: _pattern(r"\p{N}"),
+    **dict.fromkeys(_LLAMA3, _llama3),
+}
+
+
+def _prepended(backend: Backend) -> int | None:
+    """The special token the post-processor puts before a text, if it does."""
+    with_special, without = (backend.encode("a", add_special_tokens=flag).ids for flag in (True, False))
+    starts = with_special[1 : 1 + len(without)] == without and len(with_special) > len(without)
+    return with_special[0] if starts and with_special[: len(without)] != without else None
+
+
+def _json_or_empty(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TokenizerError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: expected a JSON object")
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
