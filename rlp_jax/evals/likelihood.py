@@ -1,0 +1,136 @@
+"""Does thinking pay on held-out text? The information gain of sampled thoughts beside its two controls.
+
+- empty: opening and closing tag with nothing between. What it gains is format.
+- shuffled: the thought of another document. What it gains beyond the empty one is generic.
+- What sampled thoughts gain beyond both is content.
+
+All are scored by the same forward, side by side as branches of one document. Every figure is in nats a scored token,
+against the no-think baseline (equation 5 of arXiv 2510.01265); intervals are 95% over documents.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlp_jax.config import Config
+from rlp_jax.data.positions import candidates, choose_positions
+from rlp_jax.data.template import TemplateTokens
+from rlp_jax.models.transformer import LanguageModel, Params
+from rlp_jax.rollout import scoring
+from rlp_jax.rollout.sampling import sample_thoughts, thought_keys
+
+
+def evaluate(
+    model: LanguageModel,
+    params: Params,
+    ema_params: Params,
+    batches: Iterable[dict[str, Any]],
+    template: TemplateTokens,
+    config: Config,
+    key: jax.Array,
+) -> dict[str, Any]:
+    """Think about held-out documents and measure what it is worth.
+
+    Args:
+      params, ema_params: policy and no-think baseline.
+      batches: held-out batches; rows with `weight_B` 0 do not count.
+      config: `eval.positions` positions a document with `eval.group_size` thoughts each; the rest as in training.
+      key: the same key gives the same positions and, for equal parameters, the same thoughts.
+
+    Returns:
+      A flat dict: gain, gain_empty, gain_shuffled (nats a scored token) and their `_ci95` [low, high] over documents,
+      gain_over_empty and gain_over_shuffled with intervals (paired by document), ce_think, ce_empty, ce_shuffled,
+      ce_no_think (the baseline), ce_no_think_policy (the policy without a thought), acc_* likewise (top-1, share of
+      scored tokens), thought_len (tokens), stop_rate, documents.
+
+    Raises:
+      ValueError: fewer than 2 documents a batch (no other document's thought to shuffle in), or none counted.
+    """
+    run = jax.jit(lambda params, ema, batch, key: _evaluate_batch(model, template, config, params, ema, batch, key))
+    rows: list[dict[str, np.ndarray]] = []
+    for batch in batches:
+        if len(batch["length_B"]) < 2:
+            raise ValueError("eval.batch_documents is 1: the shuffled control needs at least 2 documents a batch")
+        out = jax.device_get(run(params, ema_params, batch, key))
+        counted = out.pop("counted_B") & (np.asarray(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
+        rows.append({name: value[counted] for name, value in out.items()})
+    columns = {name: np.concatenate([row[name] for row in rows]).astype(np.float64) for name in rows[0]}
+    if not len(columns["ce_think"]):
+        raise ValueError("no held-out document has a position to score: check data.span and rlp.position_mode")
+    return summarise(columns)
+
+
+def summarise(columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means over documents, gains and intervals from per-document columns (ce_*, acc_*, thought_len, stop_rate)."""
+    result: dict[str, Any] = {name: float(value.mean()) for name, value in columns.items()}
+    no_think = columns["ce_no_think"]
+    gains = {
+        "gain": no_think - columns["ce_think"],
+        "gain_empty": no_think - columns["ce_empty"],
+        "gain_shuffled": no_think - columns["ce_shuffled"],
+        "gain_over_empty": columns["ce_empty"] - columns["ce_think"],
+        "gain_over_shuffled": columns["ce_shuffled"] - columns["ce_think"],
+    }
+    for name, gain_B in gains.items():
+        result[name] = float(gain_B.mean())
+        result[f"{name}_ci95"] = interval(gain_B)
+    return result | {"documents": len(no_think)}
+
+
+def interval(value_B: np.ndarray) -> list[float] | None:
+    """95% interval of the mean over documents, normal approximation; None for a single document."""
+    if len(value_B) < 2:
+        return None
+    half = 1.96 * float(value_B.std(ddof=1)) / math.sqrt(len(value_B))
+    return [float(value_B.mean()) - half, float(value_B.mean()) + half]
+
+
+def _evaluate_batch(model, template, config: Config, params, ema_params, batch, key):
+    rlp, K, G = config.rlp, config.eval.positions, config.eval.group_size
+    tokens_BT, document_B = batch["tokens_BT"], batch["document_B"]
+    B = tokens_BT.shape[0]
+    position_key, thought_key = jax.random.split(key)
+
+    plain = scoring.read_plain(model, ema_params, tokens_BT, template)
+    entropy_BT = scoring.baseline_entropy(model, ema_params, plain) if rlp.position_mode == "entropy" else None
+    candidate_BT = candidates(batch["length_B"], batch["span_BT"], template.first, rlp.horizon, rlp.position_mode)
+    position_BK, valid_BK = choose_positions(position_key, document_B, candidate_BT, entropy_BT, K)
+    target_BKH = scoring.targets(tokens_BT, position_BK, rlp.horizon)
+    no_think = scoring.baseline_logprob(model, ema_params, plain, position_BK, target_BKH)
+    plain = scoring.read_plain(model, params, tokens_BT, template)
+    no_think_policy = scoring.baseline_logprob(model, params, plain, position_BK, target_BKH)
+
+    _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context))
+    prefix_BK = position_BK + len(template.context)
+    key_BKG = thought_keys(thought_key, document_B, position_BK, G)
+    sampled = sample_thoughts(
+        model, params, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close,
+        key_BKG.reshape(B, K * G), rlp.thought_tokens, rlp.temperature,
+    )  # fmt: skip
+    own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)
+    shuffled = jax.tree.map(lambda x: jnp.roll(x, 1, 0), own)
+    empty = jax.tree.map(lambda x: jnp.zeros_like(x[:, :K]), own)
+    thoughts = jax.tree.map(lambda *x: jnp.concatenate(x, 1), own, shuffled, empty)
+    prefix_BR = jnp.concatenate([jnp.repeat(prefix_BK, G, 1)] * 2 + [prefix_BK], 1)
+    target_BRH = jnp.concatenate([jnp.repeat(target_BKH, G, 1)] * 2 + [target_BKH], 1)
+    scored = scoring.score_branches(model, params, cache, prefix_BR, thoughts, target_BRH, template, rlp.temperature)
+
+    def of_document(value_BR):  # mean over a document's valid positions and its thoughts
+        value_BKG = value_BR.reshape(B, K, -1).mean(-1)
+        return jnp.where(valid_BK, value_BKG, 0.0).sum(-1) / jnp.maximum(valid_BK.sum(-1), 1)
+
+    out = {"counted_B": valid_BK.any(-1)}
+    cuts = {"think": (0, K * G), "shuffled": (K * G, 2 * K * G), "empty": (2 * K * G, 2 * K * G + K)}
+    for name, (start, stop) in cuts.items():
+        out[f"ce_{name}"] = of_document(-scored.target_logprob_BRH[:, start:stop].mean(-1))
+        out[f"acc_{name}"] = of_document(scored.target_correct_BRH[:, start:stop].mean(-1))
+    for name, (logprob_BKH, correct_BKH) in {"no_think": no_think, "no_think_policy": no_think_policy}.items():
+        out[f"ce_{name}"] = of_document(-logprob_BKH.mean(-1))
+        out[f"acc_{name}"] = of_document(correct_BKH.mean(-1))
+    out["thought_len"] = of_document(sampled.length_BR.astype(jnp.float32))
+    out["stop_rate"] = of_document(sampled.stopped_BR.astype(jnp.float32))
+    return out

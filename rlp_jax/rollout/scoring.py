@@ -1,0 +1,160 @@
+"""What the trainer's own forward says of thoughts, and what the baseline says without them.
+
+A branch is: opening tag, sampled thought, closing tag (appended where the thought hit the cap), then the true next
+tokens. One pass over [documents, branches] gives log pi of every thought token and the log-probability of the true
+tokens after it; gradients flow through the shared prefix. The baseline reads the plain document once and gives every
+position.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlp_jax.data.template import TemplateTokens
+from rlp_jax.models.cache import Cache, fork
+from rlp_jax.models.transformer import LanguageModel, Params
+
+
+class Thoughts(NamedTuple):
+    """Thoughts to score. thought_BRL int32, length_BR int32 (0: the empty thought), stopped_BR bool: the thought's own
+    last tokens are the closing tag, so none is appended."""
+
+    thought_BRL: jax.Array
+    length_BR: jax.Array
+    stopped_BR: jax.Array
+
+
+class BranchScores(NamedTuple):
+    """Of R branches a document.
+
+    Attributes:
+      logprob_BRL: log pi(thought token) at the temperature; meaningless past the thought's end.
+      entropy_BRL: entropy of the same distribution, nats, no gradient.
+      target_logprob_BRH: log p(true token | prefix, thought) at temperature 1.
+      target_correct_BRH: bool, the true token is the most likely one.
+    """
+
+    logprob_BRL: jax.Array
+    entropy_BRL: jax.Array
+    target_logprob_BRH: jax.Array
+    target_correct_BRH: jax.Array
+
+
+def with_context(tokens_BT: jax.Array, before: tuple[int, ...]) -> jax.Array:
+    """Documents with constant tokens (BOS, instruction) before them: [B, len(before) + T]."""
+    before_BT = jnp.broadcast_to(jnp.asarray(before, tokens_BT.dtype), (tokens_BT.shape[0], len(before)))
+    return jnp.concatenate([before_BT, tokens_BT], 1)
+
+
+def targets(tokens_BT: jax.Array, position_BK: jax.Array, horizon: int) -> jax.Array:
+    """x_t .. x_{t+H-1} for each position: [B, K, H]."""
+    index_BKH = position_BK[..., None] + jnp.arange(horizon)
+    index_BKH = jnp.minimum(index_BKH, tokens_BT.shape[1] - 1)
+    return jnp.take_along_axis(tokens_BT[:, None], index_BKH, -1)
+
+
+def lay_out(thoughts: Thoughts, target_BRH: jax.Array, template: TemplateTokens) -> tuple[jax.Array, jax.Array]:
+    """Branch tokens without gaps, and where each target is predicted.
+
+    Returns:
+      tokens_BRS with S = open + L + close + H - 1 (the last target is only ever predicted), right-padded with 0, and
+      index_BRH into S: the token after which target h is predicted.
+    """
+    B, R, L = thoughts.thought_BRL.shape
+    H, n_open, n_close = target_BRH.shape[-1], len(template.open), len(template.close)
+    opening = jnp.broadcast_to(jnp.asarray(template.open, jnp.int32), (B, R, n_open))
+    closing = jnp.broadcast_to(jnp.asarray(template.close, jnp.int32), (B, R, n_close))
+    known = target_BRH[..., : H - 1].astype(jnp.int32)
+    spare = jnp.zeros((B, R, n_close), jnp.int32)
+    tail = jnp.where(
+        thoughts.stopped_BR[..., None],
+        jnp.concatenate([known, spare], -1),
+        jnp.concatenate([closing, known], -1),
+    )
+    S = n_open + L + n_close + H - 1
+    head = jnp.concatenate([opening, thoughts.thought_BRL, jnp.zeros((B, R, S - n_open - L), jnp.int32)], -1)
+    tail_start_BR1 = n_open + thoughts.length_BR[..., None]
+    into_tail_BRS = jnp.arange(S) - tail_start_BR1
+    n_tail = tail.shape[-1]
+    from_tail = jnp.take_along_axis(tail, jnp.clip(into_tail_BRS, 0, n_tail - 1), -1)
+    from_tail = jnp.where(into_tail_BRS < n_tail, from_tail, 0)
+    tokens_BRS = jnp.where(into_tail_BRS < 0, head, from_tail)
+    appended_BR1 = jnp.where(thoughts.stopped_BR, 0, n_close)[..., None]
+    return tokens_BRS, tail_start_BR1 + appended_BR1 - 1 + jnp.arange(H)
+
+
+def score_branches(
+    model: LanguageModel,
+    params: Params,
+    cache: Cache,
+    prefix_length_BR: jax.Array,
+    thoughts: Thoughts,
+    target_BRH: jax.Array,
+    template: TemplateTokens,
+    temperature: float,
+) -> BranchScores:
+    """Equation (3) and log pi of the thoughts, in one differentiable pass over branches that share their prefix."""
+    tokens_BRS, index_BRH = lay_out(thoughts, target_BRH, template)
+    hidden_BRSD, _ = model.hidden(params, tokens_BRS, fork(cache, prefix_length_BR))
+    L, first = thoughts.thought_BRL.shape[-1], len(template.open) - 1
+
+    def of_thought(hidden, token):
+        logits_V = model.unembed(params, hidden) / temperature
+        logprob_V = jax.nn.log_softmax(logits_V)
+        entropy = -jnp.sum(jnp.exp(logprob_V) * logprob_V, -1)
+        return _pick(logprob_V, token), jax.lax.stop_gradient(entropy)
+
+    def of_target(hidden, token):
+        logits_V = model.unembed(params, hidden)
+        return _pick(jax.nn.log_softmax(logits_V), token), logits_V.argmax(-1) == token
+
+    if model.config.remat:  # logits are the largest tensors: recompute them too
+        of_thought, of_target = jax.checkpoint(of_thought), jax.checkpoint(of_target)
+    logprob_BRL, entropy_BRL = of_thought(hidden_BRSD[:, :, first : first + L], thoughts.thought_BRL)
+    hidden_BRHD = jnp.take_along_axis(hidden_BRSD, index_BRH[..., None], 2)
+    target_logprob_BRH, correct_BRH = of_target(hidden_BRHD, target_BRH)
+    return BranchScores(logprob_BRL, entropy_BRL, target_logprob_BRH, correct_BRH)
+
+
+class Baseline(NamedTuple):
+    """The no-think baseline's hidden states over plain documents, [B, T, D]: at t the state that predicts token t."""
+
+    hidden_BTD: jax.Array
+
+
+def read_plain(model: LanguageModel, params: Params, tokens_BT: jax.Array, template: TemplateTokens) -> Baseline:
+    """One forward of the plain documents. Without a BOS token, position 0 is predicted by nothing: never ask for it."""
+    hidden_BTD, _ = model.hidden(params, with_context(tokens_BT, template.plain))
+    shift = len(template.plain) - 1
+    if shift < 0:
+        hidden_BTD = jnp.concatenate([jnp.zeros_like(hidden_BTD[:, :1]), hidden_BTD[:, :-1]], 1)
+    else:
+        hidden_BTD = hidden_BTD[:, shift : shift + tokens_BT.shape[1]]
+    return Baseline(hidden_BTD)
+
+
+def baseline_logprob(
+    model: LanguageModel, params: Params, baseline: Baseline, position_BK: jax.Array, target_BKH: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Equation (4): log p(x_t .. | x_<t) without a thought, [B, K, H], and whether the true token is the most likely."""
+    index_BKH = position_BK[..., None] + jnp.arange(target_BKH.shape[-1])
+    index_BKH = jnp.minimum(index_BKH, baseline.hidden_BTD.shape[1] - 1)
+    hidden_BKHD = jnp.take_along_axis(baseline.hidden_BTD[:, None], index_BKH[..., None], 2)
+    logits_BKHV = model.unembed(params, hidden_BKHD)
+    logprob_BKH = _pick(jax.nn.log_softmax(logits_BKHV), target_BKH)
+    return logprob_BKH, logits_BKHV.argmax(-1) == target_BKH
+
+
+def baseline_entropy(model: LanguageModel, params: Params, baseline: Baseline) -> jax.Array:
+    """Entropy in nats of the baseline's next-token distribution at every position, [B, T], one document at a time."""
+
+    def one_document(hidden_TD):
+        logprob_TV = jax.nn.log_softmax(model.unembed(params, hidden_TD))
+        return -jnp.sum(jnp.exp(logprob_TV) * logprob_TV, -1)
+
+    return jax.lax.map(one_document, baseline.hidden_BTD)
+
+
+def _pick(value_V: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(value_V, index[..., None], -1)[..., 0]
