@@ -74,11 +74,12 @@ def inverse_cdf(logits_V: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax
 
 
 def _find(weight_C: jax.Array, target_1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First index whose cumulative weight exceeds the target, and the weight before it [..., 1]."""
+    """First index of positive weight whose cumulative weight exceeds the target, and the weight before it [..., 1]."""
     cumulative_C = jnp.cumsum(weight_C, -1)
-    # Rounding can leave the target at the very end: then take the heaviest entry, never one of weight 0.
-    beyond = target_1[..., 0] >= cumulative_C[..., -1]
-    index = jnp.where(beyond, weight_C.argmax(-1), jnp.argmax(cumulative_C > target_1, -1))
+    # Rounding makes the sums not quite monotone and can put the target just outside of them, so ask for a weight too:
+    # a token of probability 0 must never be drawn. Past the very end, take the heaviest entry.
+    found_C = (cumulative_C > target_1) & (weight_C > 0)
+    index = jnp.where(found_C.any(-1), found_C.argmax(-1), weight_C.argmax(-1))
     before = jnp.take_along_axis(cumulative_C - weight_C, index[..., None], -1)
     return index, before
 
