@@ -161,11 +161,13 @@ def train_batches(
         )
     # Grain seeds epoch e with seed + e. Hashed, neighbouring seeds do not share epochs.
     shuffle_seed = stable_hash("shuffle", str(seed)) >> 32
-    dataset = (
-        grain.MapDataset.source(documents)
-        .shuffle(shuffle_seed)
-        .repeat()
-        .batch(batch_documents, batch_fn=lambda batch: collate(batch, document_tokens, pad_id, pad_multiple))
+    repeated = grain.MapDataset.source(documents).shuffle(shuffle_seed).repeat()
+    # drop_remainder: nothing remains of an endless stream, and without it Grain rounds its length up in floating point,
+    # which overflows for batches of one.
+    dataset = repeated.batch(
+        batch_documents,
+        drop_remainder=True,
+        batch_fn=lambda batch: collate(batch, document_tokens, pad_id, pad_multiple),
     )
     contents = " ".join(str(document.id) for document in documents)
     fingerprint = stable_hash("documents", f"{seed} {batch_documents} {contents}")

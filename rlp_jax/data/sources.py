@@ -53,13 +53,11 @@ class TextSource:
     """One .txt file, one document, all of it a span.
 
     Raises:
-      ConfigError: the file is empty; on reading, bytes that are not UTF-8.
+      ConfigError: on reading, an empty file or bytes that are not UTF-8.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        if path.stat().st_size == 0:
-            raise ConfigError(f"{path} is empty: give a file with text in it, or leave it out")
 
     def __len__(self) -> int:
         return 1
@@ -68,6 +66,8 @@ class TextSource:
         if i != 0:
             raise IndexError(f"{self.path}: document {i} of 1")
         text = _decode(self.path.read_bytes(), self.path, 1).replace("\r\n", "\n")
+        if not text.strip():
+            raise ConfigError(f"{self.path} is empty: give a file with text in it, or leave it out")
         return Document(text, ((0, len(text)),), 0, f"{self.path}:1")
 
 
