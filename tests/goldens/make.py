@@ -1,0 +1,117 @@
+"""Makes the goldens of this directory with transformers, from the GGUF file of SmolLM2-135M-Instruct.
+
+    python tests/goldens/make.py
+
+Needs the extra "parity", and `accelerate`, which transformers asks for to open a GGUF file. Nothing of rlp_jax takes
+part but the path of the weights. One correction: transformers leaves out the splitting rule that SmolLM2's published
+tokenizer.json has and the file calls "smollm" (every digit apart, before GPT-2's rule), so "\\n\\n1" would come out as
+three tokens where the model was trained on two. It is set here.
+
+smollm2_logits.npz: for each prompt its ids, and at some positions the 64 largest logits, their ids, and the logsumexp.
+tokenizer_lines.json: varied lines of text and their ids.
+"""
+
+import json
+import pathlib
+import random
+import unicodedata
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+PROMPTS = (
+    "The capital of France is",
+    "<|im_start|>user\nWhat is 17 + 25? Think step by step.<|im_end|>\n<|im_start|>assistant\n",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n\n\ndef main():\n",
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+    "How many clips did Natalia sell altogether in April and May?\n" * 12,
+)
+TOP = 64
+POSITIONS = 8
+
+SENTENCES = (
+    "It's the dog's bone; they're sure we'll find what I'd lost, don't you think? I'm sure you've SEEN IT'S Tail.",
+    "In 1729 = 1³ + 12³ = 9³ + 10³, x₂ ≈ 3.14159, ½ + ¼ = ¾, №5, Ⅷ, ٣٤٥, १२३, 四十二.",
+    "Größe über alles, naïve café façade, Æsop's œuvre, ÅNGSTRÖM, ıİ, ß, ſ.",
+    "Съешь же ещё этих мягких французских булок, да выпей чаю.",
+    "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία.",
+    "זה כיף סתם לשמוע איך תנצח קרפד עץ טוב בגן.",
+    "نص حكيم له سر قاطع وذو شأن عظيم مكتوب على ثوب أخضر",
+    "ऋषियों को सताने वाले दुष्ट राक्षसों के राजा रावण",
+    "いろはにほへと ちりぬるを カタカナ ﾊﾝｶｸ 漢字仮名交じり文。",
+    "我能吞下玻璃而不伤身体。「引號」，句號。",
+    "키스의 고유조건은 입술끼리 만나야 하고",
+    "เป็นมนุษย์สุดประเสริฐเลิศคุณค่า",
+    "🙂👩‍👩‍👧‍👦🏳️‍🌈👍🏽 ❤️ ☃ ♞ 🇫🇷",
+    "e\u0301 versus \u00e9, A\u030a versus \u00c5, \u1112\u1161\u11ab versus \ud55c, \ufb01 ligature, \u212b",
+    "zero\u200bwidth, nbsp\u00a0here, soft\u00adhyphen, \ufeffbom, \u2028line\u2029paragraph, ideographic\u3000space",
+    "for (int i = 0; i < n; ++i) { a[i] += b[i] * 0x1F; } // comment",
+    "    def __init__(self, *args, **kwargs) -> None:\n\t\tsuper().__init__()\r\n\r\n\n\n  return f'{x!r:>10}'",
+    "SELECT COUNT(*) FROM `users` WHERE id <> 42 AND name LIKE '%o''Brien%';",
+    r"\begin{align} \frac{\partial f}{\partial x} &= \sum_{i=1}^{n} x_i^2 \\ \end{align}",
+    "https://example.org/a?b=c&d=%20e#f  mailto:someone+tag@example.com 192.168.0.1 2024-02-29T23:59:60Z",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|> <think>maybe</think> <|not_a_token|> <file_sep>",
+    "!!!??? ... --- === ~~~ ''' \"\"\" ``` ((())) [[]] {{}} <>& $100 €5 £3 ¥1 50% #1 @me *x* _y_",
+    "ALLCAPSWORD camelCaseWord snake_case_word kebab-case-word x1y2z3 v2.0.1-rc3 3rd 1,000,000",
+    "",
+    " ",
+    "\n",
+    "\t\t  \n \n  x",
+    "\x00\x01\x7f control",
+)
+
+
+def lines() -> list[str]:
+    """About 400 lines: the sentences above, their pieces with odd white space, and random Unicode."""
+    rng = random.Random(0)
+    result = list(SENTENCES) + [unicodedata.normalize("NFD", line) for line in SENTENCES]
+    words = [word for line in SENTENCES for word in line.split(" ") if word]
+    spaces = [" ", "  ", "   ", "\t", "\n", " \n", "\n\n", "\r\n", "\u00a0", " \t ", "\u3000"]
+    for _ in range(200):
+        result.append("".join(rng.choice(words) + rng.choice(spaces) for _ in range(rng.randint(1, 12))))
+    for _ in range(60):
+        result.append("".join(rng.choice("0123456789.,+-*/=() x") for _ in range(rng.randint(1, 40))))
+    blocks = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x530), (0x2000, 0x2BFF), (0x3040, 0x30FF), (0x1F300, 0x1FAFF)]
+    for _ in range(80):
+        low, high = rng.choice(blocks)
+        result.append("".join(chr(rng.randrange(low, high)) for _ in range(rng.randint(1, 20))))
+    return result
+
+
+def main() -> None:
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlp_jax.checkpoints_io.fetch import fetch
+    from rlp_jax.models.presets import WEIGHTS
+
+    path = fetch(WEIGHTS["smollm2-135m-instruct"])
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    arrays = {}
+    for number, prompt in enumerate(PROMPTS):
+        ids_T = tokenizer(prompt, add_special_tokens=False).input_ids
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([ids_T])).logits[0].double()
+        position_P = np.unique(np.linspace(0, len(ids_T) - 1, POSITIONS).astype(np.int32))
+        top = logits_TV[torch.from_numpy(position_P).long()].topk(TOP)
+        arrays |= {
+            f"ids_{number}": np.asarray(ids_T, np.int32),
+            f"position_{number}": position_P,
+            f"top_ids_{number}": top.indices.numpy().astype(np.int32),
+            f"top_logits_{number}": top.values.numpy().astype(np.float32),
+            f"logsumexp_{number}": logits_TV.logsumexp(-1).numpy()[position_P].astype(np.float32),
+        }
+    np.savez_compressed(HERE / "smollm2_logits.npz", **arrays)
+    texts = lines()
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    rows = ",\n".join(json.dumps([text, row], separators=(",", ":")) for text, row in zip(texts, ids, strict=True))
+    (HERE / "tokenizer_lines.json").write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
