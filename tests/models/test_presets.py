@@ -1,0 +1,29 @@
+"""The named shapes have the published numbers of parameters, counted from shapes alone."""
+
+import jax
+import pytest
+
+from rlp_jax.models.presets import CONFIGS
+from rlp_jax.models.transformer import LanguageModel
+
+# As the model hub counts the published safetensors.
+PUBLISHED = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+}
+
+
+def test_every_preset_is_checked():
+    assert PUBLISHED.keys() == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameter_count(name):
+    shapes = jax.eval_shape(LanguageModel(CONFIGS[name]).init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PUBLISHED[name]
