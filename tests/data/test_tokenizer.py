@@ -1,5 +1,6 @@
 """The tokenizer against its own definition, against transformers, and against bad files."""
 
+import itertools
 import json
 import pathlib
 
@@ -146,7 +147,7 @@ def reference_bpe(word: bytes, vocab: dict[str, int], ranks: dict[tuple[str, str
     spelling = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
     parts = [spelling[byte] for byte in word]
     while len(parts) > 1:
-        rank, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)))
+        rank, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(itertools.pairwise(parts)))
         if rank == len(ranks):
             break
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
