@@ -8,13 +8,17 @@ there, so that they show neither a gap nor a repeat.
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import orbax.checkpoint as ocp
 
-from rlp_jax.config import CheckpointConfig
+from rlp_jax.checkpoints_io.load import load
+from rlp_jax.config import CheckpointConfig, Config
+from rlp_jax.models.transformer import LanguageModel
+from rlp_jax.settings import from_json
+from rlp_jax.sharding import with_shardings
 from rlp_jax.state import TrainState
 
 DIRECTORY = "checkpoints"
@@ -106,16 +110,18 @@ class Checkpoints:
         self.close()
 
 
-def restore_params(run_dir: Path, like: chex.ArrayTree, ema: bool = False) -> tuple[chex.ArrayTree, int]:
-    """The parameters (or their average) of a run directory's latest checkpoint, without the optimizer's state.
+def restore_params(
+    run_dir: Path, like: chex.ArrayTree, names: tuple[str, ...] = ("params",)
+) -> tuple[dict[str, chex.ArrayTree], int]:
+    """Trees of parameters of a run directory's latest checkpoint, without the optimizer's state.
 
     Args:
       run_dir: a run directory.
-      like: parameters of the same shapes.
-      ema: the moving average instead of the policy.
+      like: parameters of the same shapes, numpy arrays or on any device.
+      names: "params", "ema_params" or both.
 
     Returns:
-      (params, step of the checkpoint).
+      ({name: parameters on the default device}, step of the checkpoint).
 
     Raises:
       CheckpointError: no checkpoint, or it cannot be read.
@@ -123,13 +129,13 @@ def restore_params(run_dir: Path, like: chex.ArrayTree, ema: bool = False) -> tu
     directory = Path(run_dir).resolve() / DIRECTORY
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist: the run has saved no checkpoint yet")
-    name = "ema_params" if ema else "params"
     options = ocp.CheckpointManagerOptions(read_only=True, create=False)
     with ocp.CheckpointManager(directory, options=options) as manager:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{directory} holds no checkpoint: the run has not saved one yet")
-        abstract = {name: jax.tree.map(_abstract, like)}
+        tree = with_shardings(like, mesh=None)
+        abstract = dict.fromkeys(names, tree)
         args = ocp.args.PyTreeRestore(
             abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
         )
@@ -137,7 +143,31 @@ def restore_params(run_dir: Path, like: chex.ArrayTree, ema: bool = False) -> tu
             restored = manager.restore(step, args=ocp.args.Composite(state=args))
         except Exception as error:  # as above
             raise unreadable(directory / str(step), error) from error
-    return restored["state"][name], step
+    return restored["state"], step
+
+
+class LoadedRun(NamedTuple):
+    """A run directory's latest checkpoint, with what it needs to be used."""
+
+    config: Config
+    model: LanguageModel
+    params: chex.ArrayTree
+    ema_params: chex.ArrayTree
+    tokenizer: Any
+    step: int
+
+
+def load_run(run_dir: Path) -> LoadedRun:
+    """Model, tokenizer and trained parameters of a run directory.
+
+    Raises:
+      ValueError: not a run directory, no checkpoint in it, or its model can no longer be found.
+    """
+    file = Path(run_dir) / "config.json"
+    config = from_json(file.read_text(encoding="utf-8"), str(file))
+    model, params, tokenizer = load(config.model, config.compute_dtype, host=True)
+    trained, step = restore_params(run_dir, params, ("params", "ema_params"))
+    return LoadedRun(config, model, trained["params"], trained["ema_params"], tokenizer, step)
 
 
 def unreadable(where: Path, error: Exception) -> CheckpointError:

@@ -144,8 +144,9 @@ def from_json(text: str, where: str) -> Config:
 
     def build(kind, values, prefix=""):
         hints = typing.get_type_hints(kind)
-        if not isinstance(values, dict) or (unknown := sorted(set(values) - set(hints))):
-            raise ConfigError(f"{where}: {prefix or 'it'} does not hold a run's settings: {unknown}")
+        unknown = sorted(set(values) - set(hints)) if isinstance(values, dict) else [values]
+        if unknown:
+            raise ConfigError(f"{where} is not a run's config.json: unknown setting {prefix}{unknown[0]}")
         built = {}
         for name, value in values.items():
             if dataclasses.is_dataclass(hints[name]):
@@ -155,8 +156,24 @@ def from_json(text: str, where: str) -> Config:
 
     try:
         return build(Config, json.loads(text))
-    except (json.JSONDecodeError, UnboundLocalError) as error:
+    except json.JSONDecodeError as error:
         raise ConfigError(f"{where} is not a run's config.json: {error}") from error
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run directory rather than a model: a model's config.json has no optimizer."""
+    file = Path(path) / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and {"rlp", "optimizer"} <= set(settings)
+
+
+def experiment_of(model: str) -> Config | None:
+    """The config of the first experiment that trains this model: how to frame a thought for it."""
+    paths = [path for root in EXPERIMENTS for path in sorted(root.glob("*.py")) if "def config(" in path.read_text()]
+    return next((config for config in map(load_experiment, map(str, paths)) if config.model == model), None)
 
 
 def fingerprint(config: Config) -> str:
@@ -261,6 +278,9 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"batch_documents is {config.batch_documents}, not a multiple of rlp.microbatches {rlp.microbatches}"
         )
+    if evaluation.batch_documents < 2 or evaluation.documents < 2:
+        name = "eval.batch_documents" if evaluation.batch_documents < 2 else "eval.documents"
+        raise ConfigError(f"{name} is 1: the shuffled control needs the thought of another document, so at least 2")
     if not config.model:
         raise ConfigError("model is empty: give a preset, a Hugging Face directory or a GGUF file")
     if not data.sources:

@@ -11,7 +11,7 @@ import re
 import chex
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from rlp_jax.config import ConfigError, MeshConfig
@@ -88,6 +88,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def place_state(state: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
     """The state on its devices."""
     return state if mesh is None else jax.device_put(state, state_shardings(state, mesh))
+
+
+def with_shardings(abstract_state: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
+    """ShapeDtypeStructs that say where each array will live: what a checkpoint is restored to."""
+    if mesh is None:
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract_state)
+    else:
+        shardings = state_shardings(abstract_state, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_state,
+        shardings,
+    )
 
 
 def place_batch(batch: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:

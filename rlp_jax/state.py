@@ -20,7 +20,6 @@ class Purpose(enum.IntEnum):
     THOUGHTS = 1
     EVALUATION = 2
     UPDATES = 3
-    STEP = 4  # a whole step's key, for code that folds in its own purposes
 
 
 class TrainState(NamedTuple):
@@ -44,6 +43,11 @@ def init_state(params: chex.ArrayTree, optimizer: optax.GradientTransformation) 
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
 
 
+def run_key(seed: int, step: int | chex.Array) -> chex.PRNGKey:
+    """A whole step's key, fold_in(key(seed), step), for code that folds in its own purposes."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
 def step_key(seed: int, step: int | chex.Array, purpose: Purpose | int) -> chex.PRNGKey:
-    """fold_in(fold_in(key(seed), step), purpose): the one place where a run's keys come from."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), int(purpose))
+    """fold_in(fold_in(key(seed), step), purpose): where every key of a run comes from."""
+    return jax.random.fold_in(run_key(seed, step), int(purpose))

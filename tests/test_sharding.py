@@ -111,7 +111,5 @@ def on_eight_devices(program: str) -> str:
 
 
 def test_eight_devices_compute_what_one_does():
-    config = (
-        "ModelConfig('llama', vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=1, head_dim=8, d_ff=64)"
-    )
+    config = "ModelConfig('llama', vocab_size=64, d_model=32, n_layers=2, n_heads=4, n_kv_heads=1, head_dim=8, d_ff=64)"
     assert "agree" in on_eight_devices(EIGHT_DEVICES.format(config=config))

@@ -1,0 +1,7 @@
+"""python -m rlp_jax: the command line."""
+
+import sys
+
+from rlp_jax.cli import main
+
+sys.exit(main())

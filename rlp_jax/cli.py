@@ -1,0 +1,190 @@
+"""The command line: `rlp train | sample | convert | report`.
+
+Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
+standard error and exit code 2. Exit code 3: a run that diverged. 130 and 143: a run that was interrupted and saved.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, like those of every command."""
+
+    def error(self, message: str):
+        self.exit(2, f"rlp: error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="rlp", description="RLP, reinforcement as a pretraining objective: a language model learns to "
+                 "think before it predicts.")  # fmt: skip
+    top.add_argument("--version", action="version", version=f"rlp_jax {_version()}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    train = commands.add_parser("train", help="run RLP; the same command again resumes a run that was stopped")
+    train.add_argument(
+        "experiment", help="a name of experiments/ (quickstart, smollm2, ...) or a .py file with config()"
+    )
+    train.add_argument("--run-dir", type=Path, help="where everything is written (default: runs/NAME)")
+    train.add_argument("--steps", type=int, help="training steps")
+    train.add_argument("--seed", type=int, help="of the whole run")
+    train.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
+                       help="any setting of config.py, for instance rlp.group_size=8; may be repeated")  # fmt: skip
+    train.set_defaults(run=_train)
+
+    sample = commands.add_parser("sample", help="think over a text; show thoughts and the gain of each")
+    sample.add_argument("model", help="preset, Hugging Face directory, GGUF file or run directory")
+    text = sample.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text")
+    text.add_argument("--file", type=Path, help="a UTF-8 text file")
+    sample.add_argument("--position", type=int, help="token to think before (default: the end of the text)")
+    sample.add_argument("--thoughts", type=int, default=4)
+    sample.add_argument("--tokens", type=int, help="cap on a thought (default: the experiment's, at most 256)")
+    sample.add_argument("--horizon", type=int, help="tokens scored after a thought (default: the experiment's)")
+    sample.add_argument("--temperature", type=float, help="default: the experiment's")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--experiment", help="take the thought's template from it (default: a run directory's own, or "
+                        "that of the experiment which trains this model)")  # fmt: skip
+    sample.set_defaults(run=_sample)
+
+    convert = commands.add_parser("convert", help="write a model as a Hugging Face directory")
+    convert.add_argument("source", help="preset, Hugging Face directory, GGUF file or run directory")
+    convert.add_argument("destination", type=Path, help="a new directory")
+    convert.add_argument("--ema", action="store_true", help="of a run: the moving average instead of the policy")
+    convert.set_defaults(run=_convert)
+
+    report = commands.add_parser("report", help="write figures and report.html of a run again")
+    report.add_argument("run_dir", type=Path)
+    report.set_defaults(run=_report)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code. RLP_DEBUG=1 shows the traceback of an error."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("RLP_DEBUG"):
+            raise
+        print(f"rlp: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("rlp_jax")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _train(args) -> int:
+    from rlp_jax.settings import load_experiment, override, validate
+
+    config = override(load_experiment(args.experiment), args.overrides)
+    for name in ("steps", "seed"):
+        if getattr(args, name) is not None:
+            config = override(config, [f"{name}={getattr(args, name)}"])
+    validate(config)
+    run_dir = args.run_dir or Path("runs") / config.name
+
+    from rlp_jax.interrupt import Interrupted
+    from rlp_jax.train import TooManySkipped, train
+
+    try:
+        print(train(config, run_dir))
+    except Interrupted as stopped:
+        print(f"stopped by {stopped}; saved in {run_dir}: the same command resumes the run", file=sys.stderr)
+        return stopped.exit_code
+    except TooManySkipped as error:
+        print(f"rlp: error: {one_line(error)}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _sample(args) -> int:
+    from rlp_jax.config import Config, ConfigError
+    from rlp_jax.settings import experiment_of, is_run, load_experiment
+
+    for name in ("thoughts", "tokens", "horizon", "temperature"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name} is {value}: it must be positive")
+    text = args.text if args.file is None else args.file.read_text(encoding="utf-8")
+    config = load_experiment(args.experiment) if args.experiment else None
+
+    import jax
+
+    from rlp_jax.data.template import template_tokens
+    from rlp_jax.evals.think import think
+
+    if is_run(args.model):
+        from rlp_jax.checkpoint import load_run
+
+        run = load_run(args.model)
+        model, params, ema_params, tokenizer = run.model, run.params, run.ema_params, run.tokenizer
+        config = config or run.config
+    else:
+        from rlp_jax.checkpoints_io.load import load
+
+        model, params, tokenizer = load(args.model)
+        ema_params = params
+        config = config or experiment_of(args.model) or Config()
+    rlp, tokens = config.rlp, tokenizer.encode(text)
+    position = len(tokens) if args.position is None else args.position
+    thinking = think(
+        model, params, ema_params, tokens, position, template_tokens(config.template, tokenizer),
+        jax.random.key(args.seed), args.thoughts, args.tokens or min(rlp.thought_tokens, 256),
+        args.temperature or rlp.temperature, args.horizon or rlp.horizon,
+    )  # fmt: skip
+    print(f"before token {position} of {len(tokens)}: ...{tokenizer.decode(tokens[:position])[-200:]!r}")
+    if thinking.gain_G is not None:
+        target = tokenizer.decode(tokens[position : position + (args.horizon or rlp.horizon)])
+        print(f"the text goes on with {target!r}: {thinking.s_ema:+.3f} nats a token without a thought")
+    for g, thought in enumerate(thinking.thoughts):
+        gain = "" if thinking.gain_G is None else f"gain {thinking.gain_G[g]:+.3f}, "
+        end = "" if thinking.stopped_G[g] else ", cut at the cap"
+        print(f"\n[{g + 1}] {gain}{thinking.length_G[g]} tokens{end}\n{tokenizer.decode(thought)}")
+    return 0
+
+
+def _convert(args) -> int:
+    from rlp_jax.config import ConfigError
+    from rlp_jax.settings import is_run
+
+    if args.destination.exists() and (not args.destination.is_dir() or any(args.destination.iterdir())):
+        raise ConfigError(f"{args.destination} exists and is not an empty directory: name a new one")
+    from rlp_jax.checkpoints_io.load import load, save_hf
+
+    if is_run(args.source):
+        from rlp_jax.checkpoint import load_run
+
+        run = load_run(args.source)
+        model, tokenizer, params = run.model, run.tokenizer, run.ema_params if args.ema else run.params
+    elif args.ema:
+        raise ConfigError(f"--ema: {args.source} is not a run directory, it has no moving average")
+    else:
+        model, params, tokenizer = load(args.source)
+    save_hf(args.destination, model, params, tokenizer)
+    print(args.destination)
+    return 0
+
+
+def _report(args) -> int:
+    from rlp_jax.report.page import write_report
+
+    print(write_report(args.run_dir))
+    return 0

@@ -1,0 +1,331 @@
+"""The loop around the step: data, sample, learn, log, evaluate, checkpoint.
+
+A run is a function of its config alone: every key comes from (seed, step, purpose), and a checkpoint holds the place
+in the data and in the log files beside the train state. So the same command continues a run that was killed, and what
+it writes then is what it would have written without the interruption (timings apart).
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from rlp_jax import rlp
+from rlp_jax.checkpoint import Checkpoints, Position, truncate_logs
+from rlp_jax.checkpoints_io.load import load
+from rlp_jax.config import Config, ConfigError, to_json
+from rlp_jax.data.pipeline import Batch, TrainBatches, heldout_batches, load_documents, train_batches
+from rlp_jax.data.template import TemplateTokens, check_lengths, template_tokens
+from rlp_jax.evals.likelihood import evaluate
+from rlp_jax.interrupt import StopSignals
+from rlp_jax.metrics import ThoughtStart, collapse_warnings
+from rlp_jax.models.transformer import LanguageModel
+from rlp_jax.optimizer import make_optimizer, make_schedule
+from rlp_jax.report.page import write_report
+from rlp_jax.settings import check_devices, check_same_run, fingerprint, from_json, validate
+from rlp_jax.sharding import make_mesh, mesh_shape, place_batch, place_state, with_shardings
+from rlp_jax.state import Purpose, TrainState, init_state, run_key, step_key
+from rlp_jax.writers import FILES, RunLog, write_atomically
+
+THOUGHTS_EVERY = 5  # steps between the rows of thoughts.jsonl
+THOUGHTS_DOCUMENTS = 2
+PREFIX_CHARACTERS = 400
+LOCK = ".lock"
+
+
+class TooManySkipped(RuntimeError):
+    """Losses or gradients were not finite for too many steps in a row."""
+
+
+class Parts(NamedTuple):
+    """Everything that a run is built from, checked to fit together. `params` are numpy arrays."""
+
+    model: LanguageModel
+    params: Any
+    tokenizer: Any
+    tokens: TemplateTokens
+    batches: TrainBatches
+    heldout: list[Batch]
+    mesh: jax.sharding.Mesh | None
+
+
+@dataclasses.dataclass
+class Progress:
+    """The loop's own counters, part of every checkpoint. `evaluations` holds the first and the last evaluation."""
+
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluated: int = -1
+    start: ThoughtStart = dataclasses.field(default_factory=ThoughtStart)
+    warned: list[str] = dataclasses.field(default_factory=list)
+    evaluations: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Progress":
+        return cls(**(values | {"start": ThoughtStart(*values["start"])}))
+
+
+def train(config: Config, run_dir: str | Path, console: Console | None = None) -> Path:
+    """Runs RLP from the config, or continues the run in `run_dir`.
+
+    Args:
+      config: all settings.
+      run_dir: made when config, model and data have been checked; see ARCHITECTURE.md for what it holds.
+      console: where to print.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      ValueError: a setting, the model, the data or the run directory cannot work; nothing was written.
+      TooManySkipped: `config.max_skipped` steps in a row were not finite.
+      Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
+    """
+    run_dir, console = Path(run_dir), console or Console()
+    validate(config)
+    if finished(config, run_dir):
+        report = run_dir / "report.html"
+        console.print(f"{run_dir} is finished ({config.steps} steps)", markup=False, highlight=False, soft_wrap=True)
+        return report if report.is_file() else write_report(run_dir)
+    parts = prepare(config, console)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with only_process(run_dir), Checkpoints(run_dir, config.checkpoint) as checkpoints, StopSignals() as stop:
+        (run_dir / "summary.json").unlink(missing_ok=True)
+        write_atomically(run_dir / "config.json", to_json(config) + "\n")
+        evaluations = loop(config, run_dir, parts, checkpoints, stop, console)
+    write_atomically(run_dir / "summary.json", json.dumps(evaluations, indent=2) + "\n")
+    return write_report(run_dir)
+
+
+def prepare(config: Config, console: Console) -> Parts:
+    """Model, data and mesh, checked to fit together. Raises ValueError where they do not."""
+    mesh = make_mesh(config.mesh)
+    check_devices(config, mesh_shape(config.mesh, jax.device_count()))
+    model, params, tokenizer = load(config.model, config.compute_dtype, host=True)
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=config.remat))
+    tokens = template_tokens(config.template, tokenizer)
+    check_lengths(tokens, config, model.config.max_positions)
+    with console.status("reading documents"):
+        splits = load_documents(config.data, tokenizer, config.seed, config.rlp.position_mode)
+    shape = (config.data.document_tokens, tokenizer.pad_id)
+    batches = train_batches(splits.train, config.batch_documents, *shape, config.seed)
+    heldout = heldout_batches(splits.heldout, config.eval.batch_documents, config.eval.documents, *shape)
+    if len(np.unique(heldout[0]["document_B"])) < 2:
+        raise ConfigError(
+            "only one held-out document: the shuffled control needs another one's thought, so raise eval.documents, "
+            "eval.batch_documents or data.heldout_fraction, or add documents to data.sources"
+        )
+    counts = ", ".join(f"{name} {count}" for name, count in splits.report.items() if count)
+    console.print(f"data: {counts}", markup=False, highlight=False, soft_wrap=True)
+    return Parts(model, params, tokenizer, tokens, batches, heldout, mesh)
+
+
+def finished(config: Config, run_dir: Path) -> bool:
+    """Whether this very run has ended already.
+
+    Raises:
+      ConfigError: the directory cannot be this run's.
+    """
+    if not run_dir.exists():
+        return False
+    if not run_dir.is_dir():
+        raise ConfigError(f"{run_dir} is a file: choose another --run-dir")
+    recorded = run_dir / "config.json"
+    if not recorded.is_file():
+        if any(path.name != LOCK for path in run_dir.iterdir()):
+            raise ConfigError(f"{run_dir} holds other files and no config.json: choose another --run-dir")
+        return False
+    before = from_json(recorded.read_text(), str(recorded))
+    check_same_run(config, before, run_dir)
+    return before.steps == config.steps and (run_dir / "summary.json").is_file()
+
+
+@contextlib.contextmanager
+def only_process(run_dir: Path):
+    """Holds the run directory's lock; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    with open(run_dir / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            message = f"{run_dir} is in use by another process: wait for it or choose another --run-dir"
+            raise ConfigError(message) from None
+        yield
+
+
+def loop(config: Config, run_dir: Path, parts: Parts, checkpoints: Checkpoints, stop: StopSignals, console: Console):
+    """From the latest checkpoint (or the start) to the last step. Returns {"before": ..., "after": ...}."""
+    model, tokens, mesh = parts.model, parts.tokens, parts.mesh
+    updates = config.steps * config.rlp.updates_per_batch
+    optimizer, schedule = make_optimizer(config.optimizer, updates), make_schedule(config.optimizer, updates)
+    reference = place_state(parts.params, mesh) if config.rlp.kl_coefficient > 0 else None
+    step = rlp.make_step(model, optimizer, tokens, config, reference)
+    batches, heldout = parts.batches, [place_batch(batch, mesh) for batch in parts.heldout]
+    state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints)
+    learn = in_place(step.learn, state, mesh)
+    n = int(state.step)
+    with RunLog(run_dir, config.steps, n, console) as log:
+        if checkpoints.latest_step() is not None:
+            log.message(f"resuming {run_dir} after step {n}")
+
+        def save():
+            where = (batches.get_state(), log.positions(), dataclasses.asdict(progress), fingerprint(config))
+            checkpoints.save(state, Position(*where))
+
+        while True:
+            if evaluation_due(config, n) and progress.evaluated < n:
+                key = step_key(config.seed, 0, Purpose.EVALUATION)  # the same draws before and after
+                with stop.at_once(save):
+                    result = evaluate(model, state.params, state.ema_params, heldout, tokens, config, key)
+                log.evaluation({"step": n} | result)
+                progress.evaluated = n
+                progress.evaluations["after" if progress.evaluations else "before"] = result
+            if n == config.steps or (n and n % config.checkpoint.every == 0) or stop.requested:
+                save()
+            if n == config.steps:
+                return progress.evaluations
+            stop.check()
+
+            clock = Clock()
+            batch = next(batches)
+            placed = place_batch(batch, mesh)
+            clock.lap("data")
+            samples = step.sample(state.params, state.ema_params, placed, run_key(config.seed, n))
+            clock.lap("sample", samples)
+            state, metrics, scores = learn(state, placed, samples)
+            clock.lap("learn", metrics)
+
+            n += 1
+            row = {"step": n} | {name: float(value) for name, value in jax.device_get(metrics).items()}
+            row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.rlp.updates_per_batch))
+            row |= clock.row() | throughput(config, batch, samples, clock)
+            row |= watch(progress, row, len(tokens.close), log)
+            log.step(row)
+            if progress.skipped_in_a_row >= config.max_skipped:
+                raise TooManySkipped(skipped_message(progress.skipped_in_a_row, n, batch))
+            if n % THOUGHTS_EVERY == 0 or n == 1:
+                log.thoughts(thought_rows(n, batch, samples, scores, parts))
+
+
+def start_or_resume(
+    config: Config, run_dir: Path, parts: Parts, optimizer, checkpoints: Checkpoints
+) -> tuple[TrainState, Progress]:
+    """The state to go on from; puts the data iterator and the log files where they were then."""
+    if checkpoints.latest_step() is None:
+        truncate_logs(run_dir, dict.fromkeys(FILES, 0))
+        state = init_state(place_state(parts.params, parts.mesh), optimizer)
+        return place_state(state, parts.mesh), Progress()
+    abstract = jax.eval_shape(lambda params: init_state(params, optimizer), parts.params)
+    state, position = checkpoints.restore(with_shardings(abstract, parts.mesh), fingerprint(config))
+    truncate_logs(run_dir, position.logs)
+    parts.batches.set_state(position.data)
+    return state, Progress.from_json(position.progress)
+
+
+def in_place(learn: Callable, state: TrainState, mesh: jax.sharding.Mesh | None) -> Callable:
+    """The learner with its state kept where it is: the compiler must not move it from one step to the next."""
+    if mesh is None:
+        return learn
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(learn, donate_argnums=0, out_shardings=(shardings, None, None))
+
+
+def evaluation_due(config: Config, n: int) -> bool:
+    return n in (0, config.steps) or (config.eval.every > 0 and n % config.eval.every == 0)
+
+
+class Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str, arrays: Any = None) -> None:
+        """Ends a phase, once these arrays have been computed."""
+        jax.block_until_ready(arrays)
+        now = time.perf_counter()
+        self.seconds[phase], self._last = now - self._last, now
+
+    def row(self) -> dict[str, float]:
+        phases = {f"seconds_{phase}": seconds for phase, seconds in self.seconds.items()}
+        return {"seconds": sum(self.seconds.values())} | phases
+
+
+def throughput(config: Config, batch: dict, samples: rlp.Samples, clock: Clock) -> dict[str, float]:
+    """Thought tokens sampled a second, and tokens learnt from a second: each document once and its thoughts."""
+    sampled = int(np.sum(np.asarray(samples.length_BKG)))
+    learnt = (int(np.sum(batch["length_B"])) + sampled) * config.rlp.updates_per_batch
+    return {
+        "sampled_tokens_per_s": sampled / max(clock.seconds["sample"], 1e-9),
+        "learner_tokens_per_s": learnt / max(clock.seconds["learn"], 1e-9),
+    }
+
+
+def watch(progress: Progress, row: dict, close_tokens: int, log: RunLog) -> dict[str, Any]:
+    """Counts skipped steps, looks for dying thoughts, says what is new on the console. Returns entries of the row."""
+    warnings = {}
+    if row["finite"] == 1.0:
+        progress.skipped_in_a_row = 0
+    else:
+        progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
+        warnings["not_finite"] = "loss, reward or gradient is not finite: the step is skipped"
+    progress.start = progress.start.add(row["thought_len"], row["stop_rate"])
+    warnings |= collapse_warnings(progress.start, row["thought_len"], row["stop_rate"], close_tokens)
+    for kind, text in warnings.items():
+        if kind not in progress.warned or kind == "not_finite":
+            log.message(f"warning: step {row['step']}: {text}")
+    progress.warned = sorted(warnings)
+    return {"skipped": progress.skipped, "warnings": list(warnings.values())}
+
+
+def skipped_message(count: int, n: int, batch: dict) -> str:
+    documents = [str(document) for document in np.asarray(batch["document_B"])]
+    shown = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
+    return (
+        f"{count} steps in a row were not finite, the last one step {n} on documents {shown}: "
+        "lower optimizer.learning_rate or look at these documents"
+    )
+
+
+def thought_rows(n: int, batch: dict, samples: rlp.Samples, scores: rlp.Scores, parts: Parts) -> list[dict]:
+    """A few documents of a step with all thoughts of their first position, for thoughts.jsonl."""
+    decode, close = parts.tokenizer.decode, len(parts.tokens.close)
+    samples, scores = jax.device_get((samples, scores))
+    horizon, rows = samples.s_ema_BKH.shape[-1], []
+    for b in np.flatnonzero(samples.valid_BK[:, 0])[:THOUGHTS_DOCUMENTS]:
+        tokens_T, t = np.asarray(batch["tokens_BT"])[b, : batch["length_B"][b]], int(samples.position_BK[b, 0])
+        thoughts = []
+        for g, (length, stopped) in enumerate(zip(samples.length_BKG[b, 0], samples.stopped_BKG[b, 0], strict=True)):
+            content = samples.thought_BKGL[b, 0, g, : length - close if stopped else length]
+            thoughts.append(
+                {
+                    "text": decode(content.tolist()),
+                    "reward": float(scores.reward_BKG[b, 0, g]),
+                    "advantage": float(scores.advantage_BKG[b, 0, g]),
+                    "length": int(length),
+                    "stopped": bool(stopped),
+                }
+            )
+        rows.append(
+            {
+                "step": n,
+                "document": int(batch["document_B"][b]),
+                "prefix": decode(tokens_T[:t].tolist())[-PREFIX_CHARACTERS:],
+                "target": decode(tokens_T[t : t + horizon].tolist()),
+                "s_ema": float(samples.s_ema_BKH[b, 0].mean()),
+                "thoughts": thoughts,
+            }
+        )
+    return rows
