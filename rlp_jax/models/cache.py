@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers.
+    """Keys and values of all layers, stacked on the leading axis Y, or a tuple of Y arrays from an unrolled model.
 
     Attributes:
       prefix_k, prefix_v: [Y, B, M, T, E], the document.
@@ -36,9 +36,10 @@ def fork(cache: Cache, prefix_length_BR: jax.Array, capacity: int = 0) -> Cache:
       prefix_length_BR: [B, R] int32, 0 to T.
       capacity: tokens a branch can hold for later calls. 0 for one call over whole branches, as in the learner.
     """
-    Y, B, M, _, E = cache.prefix_k.shape
-    shape = (Y, B, M, prefix_length_BR.shape[1], capacity, E)
-    room = jnp.zeros(shape, cache.prefix_k.dtype) if capacity else None
+    room = None
+    if capacity:
+        shape = (prefix_length_BR.shape[1], capacity)
+        room = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-2], *shape, k.shape[-1]), k.dtype), cache.prefix_k)
     return cache._replace(
         prefix_length_BR=prefix_length_BR, branch_k=room, branch_v=room, written=jnp.zeros((), jnp.int32)
     )
@@ -48,9 +49,13 @@ def append(cache: Cache, k_YBMRSE: jax.Array, v_YBMRSE: jax.Array) -> Cache:
     """Writes S new tokens of every branch. Past the capacity the write would wrap: the caller sizes the fork."""
     if cache.branch_k is None:
         return cache
-    start = (0, 0, 0, 0, cache.written, 0)
+
+    def write(room_CE, new_SE):
+        start = (0,) * (room_CE.ndim - 2) + (cache.written, 0)
+        return jax.lax.dynamic_update_slice(room_CE, new_SE, start)
+
     return cache._replace(
-        branch_k=jax.lax.dynamic_update_slice(cache.branch_k, k_YBMRSE, start),
-        branch_v=jax.lax.dynamic_update_slice(cache.branch_v, v_YBMRSE, start),
-        written=cache.written + k_YBMRSE.shape[4],
+        branch_k=jax.tree.map(write, cache.branch_k, k_YBMRSE),
+        branch_v=jax.tree.map(write, cache.branch_v, v_YBMRSE),
+        written=cache.written + jax.tree.leaves(k_YBMRSE)[0].shape[-2],
     )

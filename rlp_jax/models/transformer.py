@@ -37,6 +37,7 @@ class ModelConfig:
     max_positions: int = 2048
     compute_dtype: str = "float32"
     remat: bool = False  # recompute a layer's activations in the backward pass
+    scan_layers: bool = True  # False: `unstack_layers` the parameters; see `LanguageModel.unrolled`
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -97,13 +98,16 @@ class Transformer(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
         )  # fmt: skip
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
-        self.layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=cfg.n_layers,
-        )(cfg)
+        if cfg.scan_layers:
+            self.layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=cfg.n_layers,
+            )(cfg)
+        else:
+            self.layers = [block(cfg) for _ in range(cfg.n_layers)]
         self.final_norm = RMSNorm(cfg.norm_eps)
         if not cfg.tie_embeddings:
             self.head = Dense((cfg.vocab_size,))
@@ -116,14 +120,22 @@ class Transformer(nn.Module):
         if cache is not None:
             past = (cache.prefix_k, cache.prefix_v, cache.branch_k, cache.branch_v)
             position_BRS = position_BRS + cache.prefix_length_BR[..., None] + cache.written
-            T = cache.prefix_k.shape[3]
+            T = jax.tree.leaves(cache.prefix_k)[0].shape[-2]
             prefix_mask = (jnp.arange(T) < cache.prefix_length_BR[..., None])[:, :, None]
             if cache.branch_k is not None:
-                branch_mask = jnp.arange(cache.branch_k.shape[4]) < cache.written
+                branch_mask = jnp.arange(jax.tree.leaves(cache.branch_k)[0].shape[-2]) < cache.written
         # Head axis between S and E: [B, R, S, 1, E/2].
         rotary = tuple(x[..., None, :] for x in rotary_angles(position_BRS, cfg.head_dim, cfg.rope_theta))
         x_BRSD = self.embed(tokens_BRS)
-        x_BRSD, new = self.layers(x_BRSD, past, (rotary, prefix_mask, branch_mask))
+        shared = (rotary, prefix_mask, branch_mask)
+        if cfg.scan_layers:
+            x_BRSD, new = self.layers(x_BRSD, past, shared)
+        else:
+            new = []
+            for y, layer in enumerate(self.layers):
+                x_BRSD, new_y = layer(x_BRSD, tuple(None if x is None else x[y] for x in past), shared)
+                new.append(new_y)
+            new = tuple(zip(*new, strict=True))
         return self.final_norm(x_BRSD), new
 
     def unembed(self, x_D: jax.Array) -> jax.Array:
@@ -149,6 +161,14 @@ class LanguageModel:
     @property
     def module(self) -> Transformer:
         return Transformer(self.config)
+
+    def unrolled(self) -> "LanguageModel":
+        """The same function without the scan, for parameters from `unstack_layers`.
+
+        A scan slices each layer's weights out of the stack at every call. For a decoding step on CPU those copies cost
+        as much as the arithmetic; unrolled, they are made once. Compile time then grows with depth.
+        """
+        return LanguageModel(dataclasses.replace(self.config, scan_layers=False))
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters, the tree of ARCHITECTURE.md."""
@@ -187,7 +207,7 @@ class LanguageModel:
             )
         hidden, (k, v) = self.module.apply({"params": params}, tokens_BRS, cache)
         if cache is None:
-            cache = Cache(prefix_k=k[:, :, :, 0], prefix_v=v[:, :, :, 0])
+            cache = Cache(*jax.tree.map(lambda x: x.squeeze(-3), (k, v)))
         else:
             cache = cache_lib.append(cache, k, v)
         return (hidden[:, 0] if tokens.ndim == 2 else hidden), cache
@@ -195,3 +215,11 @@ class LanguageModel:
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of final hidden states [..., D]."""
         return self.module.apply({"params": params}, hidden, method="unembed")
+
+
+def unstack_layers(params: Params) -> Params:
+    """Parameters for `LanguageModel.unrolled`: one subtree a layer instead of a stack."""
+    layers = params["layers"]
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    return rest | {f"layers_{y}": jax.tree.map(lambda x, y=y: x[y], layers) for y in range(depth)}
