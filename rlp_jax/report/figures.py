@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 from rlp_jax.report.run import Row, Run, number
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#7f8790"
-INK, GRID = "#1f2933", "#e3e6ea"  # in SVG they become currentColor and var(--grid)
+INK, GRID = "#1f2933", "#e3e6ea"
+# What stands in the page's SVG instead, so that one drawing suits light and dark.
+PAGE_COLORS = {
+    INK: "currentColor",
+    GRID: "var(--grid)",
+    BLUE: "var(--blue)",
+    GREEN: "var(--green)",
+    RED: "var(--red)",
+}
 THINK = {"color": BLUE, "label": "thought"}
 NO_THINK = {"color": INK, "label": "no thought", "linestyle": (0, (6, 2))}
 EMPTY = {"color": ORANGE, "label": "empty thought", "linestyle": (0, (4, 1.5, 1, 1.5))}
@@ -57,7 +65,7 @@ class Panel(NamedTuple):
     band: str = ""  # key of an interval [low, high], or of a half width, around the first curve
     ylim: tuple[float | None, float | None] = (None, None)
     zero: bool = False  # a line at zero, which is always in sight
-    log: bool = False
+    log: bool = False  # where the values are above zero and span more than a factor of ten
 
 
 def draw_figures(run: Run) -> list[Curves]:
@@ -66,15 +74,19 @@ def draw_figures(run: Run) -> list[Curves]:
 
     directory = run.directory / "figures"
     drawn = []
-    with matplotlib.rc_context(
-        STYLE | {"axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE])}
-    ):
+    with matplotlib.rc_context(STYLE):
         for name, title, rows, panels in _figures(run):
             panels = [p._replace(curves=tuple(c for c in p.curves if _has(rows, c[0]))) for p in panels]
             panels = [p for p in panels if p.curves]
             if panels:
                 directory.mkdir(exist_ok=True)
-                drawn.append(Curves(name, title, _draw(directory, name, title, rows, panels, run.skipped)))
+                drawn.append(
+                    Curves(
+                        name,
+                        title,
+                        _draw(directory, name, title, rows, panels, run.skipped if rows is run.metrics else []),
+                    )
+                )
     return drawn
 
 
@@ -82,8 +94,8 @@ def _figures(run: Run) -> list[tuple[str, str, list[Row], list[Panel]]]:
     evals, metrics = run.evals, run.metrics
     keys = list(dict.fromkeys(key for row in metrics for key in row))
     blue = {"color": BLUE}
-    throughput = tuple((k, {"label": _words(k)}) for k in keys if "tokens_per_s" in k or k == "tokens/s")
-    phases = tuple((k, {"label": _words(k)}) for k in keys if k.startswith("seconds") or k.endswith("_seconds"))
+    throughput = tuple((k, _phase(k)) for k in keys if "tokens_per_s" in k or k == "tokens/s")
+    phases = tuple((k, _phase(k)) for k in keys if k.startswith("seconds"))
     gain = (("gain", THINK), ("gain_empty", EMPTY), ("gain_shuffled", SHUFFLED))
     ce = (("ce_think", THINK), ("ce_no_think", NO_THINK), ("ce_empty", EMPTY), ("ce_shuffled", SHUFFLED))
     accuracy = (("acc_think", THINK), ("acc_no_think", NO_THINK), ("acc_empty", EMPTY), ("acc_shuffled", SHUFFLED))
@@ -142,19 +154,18 @@ def _draw(directory: Path, name: str, title: str, rows: list[Row], panels: list[
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(5.2, 3.3 if len(panels) == 1 else 4.0), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
     figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for ax, panel in zip(axes, panels, strict=True):
         _plot(ax, rows, panel)
         ax.set_ylabel(panel.ylabel)
-        inside = [s for s in skipped if rows and rows[0]["step"] <= s <= rows[-1]["step"]]
-        if inside and rows[0].get("finite") is not None:
-            label = "step skipped"
-            ax.plot(inside, [0.02] * len(inside), "|", color=RED, transform=ax.get_xaxis_transform(), label=label)
-        labelled = ax.get_legend_handles_labels()[0]
-        if labelled:
-            columns = min(len(labelled), 4)
+        if skipped:
+            style = {"color": RED, "transform": ax.get_xaxis_transform(), "label": "step skipped"}
+            ax.plot(skipped, [0.02] * len(skipped), "|", **style)
+        labels = ax.get_legend_handles_labels()[1]
+        if labels:
+            columns = 2 if sum(map(len, labels)) > 40 else len(labels)
             ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, ncols=columns, columnspacing=1.4)
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -186,15 +197,12 @@ def _plot(ax: Any, rows: list[Row], panel: Panel) -> None:
             high = np.where(np.isfinite(half), values + half, [number(row, panel.band, 1) for *_, row in points])
             label = "95% interval" if panel.band.endswith("ci95") else "spread in a group"
             ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.18, linewidth=0, label=label)
-    if panel.log and all(number(row, key) > 0 for row in rows for key, _ in panel.curves if key in row):
+    values = [v for row in rows for key, _ in panel.curves if math.isfinite(v := number(row, key))]
+    if panel.log and min(values) > 0 and max(values) > 10 * min(values):
         ax.set_yscale("log")
-    else:
-        ax.set_ylim(*panel.ylim)
-        low, high = ax.get_ylim()
-        if panel.ylim == (0, None) and high <= 1e-6:  # a curve at zero throughout
-            ax.set_ylim(0, 1)
-        elif panel.ylim == (0, 1):
-            ax.set_ylim(-0.03, 1.03)  # curves at 0 and 1 stay whole
+    elif panel.ylim[0] == 0:
+        top = panel.ylim[1] or 1.06 * max(values) or 1.0
+        ax.set_ylim(-0.03 * top, 1.03 * top)  # a curve along an edge stays whole
     if panel.zero:
         ax.axhline(0, color=GREY, linewidth=0.9, zorder=1)
 
@@ -211,17 +219,20 @@ def _has(rows: list[Row], key: str) -> bool:
     return any(math.isfinite(number(row, key)) or math.isfinite(number(row, key, 0)) for row in rows)
 
 
-def _words(key: str) -> str:
-    """sampled_tokens_per_s -> sampled, seconds_learn -> learn, seconds -> all."""
-    return re.sub(r"_?(tokens_per_s|tokens/s|seconds)_?", "", key).replace("_", " ") or "all"
+def _phase(key: str) -> dict[str, Any]:
+    """The curve of one phase: sampled_tokens_per_s is labelled sampled, seconds_learn learn, seconds all."""
+    words = re.sub(r"_?(tokens_per_s|tokens/s|seconds)_?", "", key).replace("_", " ")
+    colors = {"": BLUE, "data": ORANGE, "sample": GREEN, "sampled": GREEN, "learn": RED, "learner": RED}
+    return {"label": words or "all", "color": colors.get(words, PURPLE)}
 
 
 def _inline_svg(svg: str, title: str) -> str:
-    """An svg element for a page: the page's ink and font, its width, a name for screen readers, no repeated ids."""
+    """An svg element for a page: the page's colours, font and width, a name for screen readers, no repeated ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
-    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    for color, name in PAGE_COLORS.items():
+        svg = svg.replace(color, name)
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

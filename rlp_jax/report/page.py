@@ -16,7 +16,7 @@ from rlp_jax.report.figures import draw_figures
 from rlp_jax.report.run import Row, Run, number, read_run
 from rlp_jax.writers import write_atomically
 
-# Label, keys of value and interval, format, unit, which change is an improvement (+1, -1, 0: neither).
+# Label, key (its interval is under KEY_ci95), format, which change is an improvement (+1, -1; 0: neither).
 TABLE = (
     ("Information gain", "gain", "+.3f", +1),
     ("Control: empty thought", "gain_empty", "+.3f", 0),
@@ -35,7 +35,7 @@ TABLE = (
 )
 SAMPLES = 3  # documents shown early, and again late
 TEXT_LIMIT = 4000  # characters of a thought
-PREFIX_LIMIT = 480  # characters of a prefix, its end
+PREFIX_LIMIT = 400  # characters of a prefix, its end
 
 
 def write_report(run_dir: Path) -> Path:
@@ -104,6 +104,8 @@ def verdict(run: Run) -> tuple[str, str]:
     )
     now = "After training" if run.finished else "So far" if after else "Before training"
     shown = _form(gain, "+.3f") + " nats a token"
+    if after and math.isfinite(number(before, "gain")):
+        shown += f" (before: {_form(number(before, 'gain'), '+.3f')})"
     if above_zero and above_controls:
         kind, text = "good", f"{now}, thinking pays: {shown} on held-out text, clearly above zero"
         text += {0: "", 1: " and above its control"}.get(len(controls), " and above both controls") + "."
@@ -185,7 +187,9 @@ def _table(before: Row, after: Row) -> list[dict[str, str]]:
                     "before_interval": _interval(before, key, form),
                     "after": _form(new, form),
                     "after_interval": _interval(after, key, form),
-                    "change": _form(change, "+" + form.lstrip("+")),
+                    "change": _form(100 * change, "+.1f") + " points"
+                    if "%" in form
+                    else _form(change, "+" + form.lstrip("+")),
                     "good": good,
                 }
             )
@@ -194,7 +198,7 @@ def _table(before: Row, after: Row) -> list[dict[str, str]]:
 
 def _interval(row: Row, key: str, form: str) -> str:
     low, high = (number(row, f"{key}_ci95", i) for i in (0, 1))
-    return f"{low:{form}} to {high:{form}}" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"{_form(low, form)} to {_form(high, form)}" if math.isfinite(low) and math.isfinite(high) else ""
 
 
 def _warnings(run: Run) -> list[str]:

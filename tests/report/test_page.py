@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlp_jax.config import Config, to_json
-from rlp_jax.report.figures import draw_figures
+from rlp_jax.report.figures import PAGE_COLORS, draw_figures
 from rlp_jax.report.page import sample_thoughts, verdict, write_report
 from rlp_jax.report.run import ReportError, number, read_run
 
@@ -106,10 +106,10 @@ def test_a_finished_run(run_dir):
     page = read(path)
     assert sum(tag == "svg" for tag, _ in page.tags) == len(FIGURES)
     for expected in (
-        "After training, thinking pays: +1.850 nats a token on held-out text, clearly above zero and above both",
+        "After training, thinking pays: +1.850 nats a token (before: −0.550) on held-out text, clearly above zero and",
         "compose-0.6m · 32 documents a batch · 16 thoughts a position",
         "60 of 60 steps",
-        "−0.550", "+1.730 to +1.970", "+2.400", "93.0%",
+        "−0.550", "+1.730 to +1.970", "+2.400", "93.0%", "+50.0 points",
         "Control: empty thought", "Control: shuffled thought",
         "the states on the way", " red", "cut at the cap", '"group_size": 16',
     ):  # fmt: skip
@@ -295,10 +295,8 @@ def test_sampled_thoughts_are_of_the_same_documents_early_and_late(run_dir):
 
 
 def test_curves_take_the_colours_of_the_page(run_dir):
-    from rlp_jax.report.figures import GRID, INK
-
     for curve in draw_figures(read_run(run_dir)):
-        assert "currentColor" in curve.svg and INK not in curve.svg and GRID not in curve.svg
+        assert "currentColor" in curve.svg and not [color for color in PAGE_COLORS if color in curve.svg]
         assert "font-family" not in curve.svg and "#000000" not in curve.svg
         assert f'aria-label="{curve.title}"' in curve.svg
 
@@ -306,7 +304,7 @@ def test_curves_take_the_colours_of_the_page(run_dir):
 def test_the_drawn_gain_is_the_evaluated_one(run_dir):
     """The curve's path in the SVG, mapped back to data by its own tick labels."""
     (gain,) = [c.svg for c in draw_figures(read_run(run_dir)) if c.name == "gain"]
-    paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: #0072b2', gain)
+    paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--blue\)', gain)
     curve = np.array([[float(x) for x in p.split()] for p in re.findall(r"[ML] ([\d.]+ [\d.]+)", paths[0])])
     assert len(curve) == 7
     expected = np.array([eval_row(step / 60)["gain"] for step in range(0, 61, 10)])
