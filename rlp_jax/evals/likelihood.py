@@ -48,19 +48,22 @@ def evaluate(
       scored tokens), thought_len (tokens), stop_rate, documents.
 
     Raises:
-      ValueError: fewer than 2 documents a batch (no other document's thought to shuffle in), or none counted.
+      ValueError: a batch with fewer than 2 different documents (no other one's thought to shuffle in), or none counted.
     """
     run = jax.jit(lambda params, ema, batch, key: _evaluate_batch(model, template, config, params, ema, batch, key))
     rows: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        if len(batch["length_B"]) < 2:
-            raise ValueError("eval.batch_documents is 1: the shuffled control needs at least 2 documents a batch")
+        if len(np.unique(np.asarray(batch["document_B"]))) < 2:
+            raise ValueError(
+                "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
+                "eval.batch_documents (and eval.documents) to at least 2"
+            )
         out = jax.device_get(run(params, ema_params, batch, key))
         counted = out.pop("counted_B") & (np.asarray(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
         rows.append({name: value[counted] for name, value in out.items()})
-    columns = {name: np.concatenate([row[name] for row in rows]).astype(np.float64) for name in rows[0]}
-    if not len(columns["ce_think"]):
+    if not any(len(row["ce_think"]) for row in rows):
         raise ValueError("no held-out document has a position to score: check data.span and rlp.position_mode")
+    columns = {name: np.concatenate([row[name] for row in rows]).astype(np.float64) for name in rows[0]}
     return summarise(columns)
 
 
@@ -112,7 +115,8 @@ def _evaluate_batch(model, template, config: Config, params, ema_params, batch, 
         key_BKG.reshape(B, K * G), rlp.thought_tokens, rlp.temperature,
     )  # fmt: skip
     own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)
-    shuffled = jax.tree.map(lambda x: jnp.roll(x, 1, 0), own)
+    other_B = _another_document(document_B)
+    shuffled = jax.tree.map(lambda x: x[other_B], own)
     empty = jax.tree.map(lambda x: jnp.zeros_like(x[:, :K]), own)
     thoughts = jax.tree.map(lambda *x: jnp.concatenate(x, 1), own, shuffled, empty)
     prefix_BR = jnp.concatenate([jnp.repeat(prefix_BK, G, 1)] * 2 + [prefix_BK], 1)
@@ -134,3 +138,12 @@ def _evaluate_batch(model, template, config: Config, params, ema_params, batch, 
     out["thought_len"] = of_document(sampled.length_BR.astype(jnp.float32))
     out["stop_rate"] = of_document(sampled.stopped_BR.astype(jnp.float32))
     return out
+
+
+def _another_document(document_B: jax.Array) -> jax.Array:
+    """For each row the nearest row above it (cyclically) that holds another document: a batch that was filled up holds
+    some documents twice, and a document's own thought is no control."""
+    row_B = jnp.arange(len(document_B))
+    above_BB = (row_B[:, None] - 1 - row_B) % len(document_B)
+    different_BB = document_B[above_BB] != document_B[:, None]
+    return jnp.take_along_axis(above_BB, different_BB.argmax(-1, keepdims=True), -1)[:, 0]

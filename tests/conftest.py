@@ -1,0 +1,1 @@
+"""Its place makes `tests/` importable: tests in any folder share `reference.py`."""

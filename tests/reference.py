@@ -1,0 +1,103 @@
+"""Tiny models, and plain references that several tests compare with: whole sequences, no cache, no fork.
+
+A test that uses them says what the fast path must equal; padding on the right is proven harmless in
+models/test_transformer.py, so the sequences of a reference may share one padded batch.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlp_jax.data.template import TemplateTokens
+from rlp_jax.models.transformer import LanguageModel, ModelConfig, Params
+
+FAMILIES = {
+    "llama": ModelConfig(
+        family="llama", vocab_size=50, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, d_ff=20,
+        rope_theta=100.0,
+    ),
+    "qwen3": ModelConfig(
+        family="qwen3", vocab_size=290, d_model=16, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=4, d_ff=20,
+        rope_theta=1000.0, norm_eps=1e-6, tie_embeddings=False, qk_norm=True,
+    ),
+}  # fmt: skip
+
+PLAIN = TemplateTokens(plain=(), context=(), open=(1,), close=(2,))
+RICH = TemplateTokens(plain=(3,), context=(3, 5, 7), open=(1, 4), close=(2, 6))
+
+
+def tiny(family: str = "llama", **changes) -> LanguageModel:
+    """A two-layer model of a family with some fields of its config changed."""
+    return LanguageModel(ModelConfig(**{**FAMILIES[family].__dict__, **changes}))
+
+
+def rough_params(model: LanguageModel, seed: int = 0) -> Params:
+    """Random parameters at which everything matters: logits of unit size, attention far from uniform, uneven norms."""
+
+    # By numpy: compiling a random generator for each shape takes longer than many a test.
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = 0.3 * rng.normal(size=leaf.shape)
+        return jnp.asarray(1.0 + noise if path[-1].key == "scale" else noise, jnp.float32)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model: LanguageModel, params: Params, tokens, cache=None):
+    """`model.apply` compiled; without a cache, for whole sequences that share nothing."""
+    return model.apply(params, tokens, cache)
+
+
+def padded(rows: list[list[int]], width: int | None = None) -> np.ndarray:
+    """Rows of different lengths as one array, 0 on the right."""
+    out = np.zeros((len(rows), width or max(map(len, rows))), np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+class Branch:
+    """One branch as a sequence of its own: context, x_<t, opening tag, thought, closing tag, targets.
+
+    `thought` holds sampled tokens only, its closing tag included where `stopped`.
+    """
+
+    def __init__(self, template, document, position, thought, stopped, targets):
+        head = [*template.context, *document[:position], *template.open]
+        asked = [*head, *thought, *(() if stopped else template.close)]
+        self.thought, self.targets = [int(x) for x in thought], [int(x) for x in targets]
+        self.sequence = [int(x) for x in [*asked, *targets[:-1]]]
+        self.thought_at = [len(head) - 1 + i for i in range(len(thought))]  # what predicts each thought token
+        self.targets_at = [len(asked) - 1 + h for h in range(len(targets))]
+
+
+def unshared_logits(model: LanguageModel, params: Params, branches: list[Branch], width: int | None = None):
+    """Logits [branch, token, V] of every branch's whole sequence, each with a prefix of its own."""
+    return apply(model, params, padded([branch.sequence for branch in branches], width))[0]
+
+
+def unshared_scores(model, params, branches: list[Branch], temperature: float, width: int | None = None):
+    """For each branch the log-probabilities of its thought's tokens (at the temperature) and of its targets (at 1)."""
+    logits = unshared_logits(model, params, branches, width)
+    cold, plain = jax.nn.log_softmax(logits / temperature), jax.nn.log_softmax(logits)
+    return [
+        (
+            cold[i, jnp.asarray(branch.thought_at, int), jnp.asarray(branch.thought, int)],
+            plain[i, jnp.asarray(branch.targets_at, int), jnp.asarray(branch.targets, int)],
+        )
+        for i, branch in enumerate(branches)
+    ]
+
+
+def relative_error(got, wanted) -> float:
+    """The largest, over the leaves, of |got - wanted| / |wanted|, both as Euclidean norms."""
+
+    def error(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+
+    return max(jax.tree.leaves(jax.tree.map(error, got, wanted)))
