@@ -1,0 +1,288 @@
+"""The loop: what a run writes, and that a run which was killed ends bit by bit like one that was not."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from rich.console import Console
+from tiny_run import tiny_config
+
+from rlp_jax.checkpoint import load_run
+from rlp_jax.checkpoints_io.load import load, save_hf
+from rlp_jax.config import CheckpointConfig, ConfigError, MeshConfig, OptimizerConfig, RLPConfig
+from rlp_jax.settings import from_json
+from rlp_jax.train import Progress, TooManySkipped, only_process, train, watch
+from rlp_jax.writers import RunLog
+
+TESTS = Path(__file__).parent
+TIMINGS = ("seconds", "tokens_per_s")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A directory with model and documents. All runs below it share their compiled programs, compiled in haste."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = {name.lower(): value for name, value in compilation(root).items()}
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield root
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def compilation(root):
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(root / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": True,
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    """A run that nothing interrupts: its directory and what it printed."""
+    out = io.StringIO()
+    report = train(tiny_config(root), root / "whole", Console(file=out))
+    assert report == root / "whole" / "report.html"
+    return root / "whole", out.getvalue()
+
+
+def rows(run_dir, name):
+    return [json.loads(line) for line in (run_dir / name).read_text(encoding="utf-8").splitlines()]
+
+
+def untimed(run_dir):
+    """metrics.jsonl without what a clock measured."""
+    return [
+        {key: value for key, value in row.items() if not any(timing in key for timing in TIMINGS)}
+        for row in rows(run_dir, "metrics.jsonl")
+    ]
+
+
+def final_arrays(run_dir, step):
+    """Every array of a checkpoint, by path, as stored."""
+    stored = ocp.StandardCheckpointer().restore((run_dir / "checkpoints" / str(step) / "state").resolve())
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
+
+
+def in_a_process(root, run_dir, before, config="tiny_config(root)", devices=1):
+    """`rlp train` in a process of its own; `before` may plant what is to happen to it."""
+    program = f"""
+import os, pathlib, signal, sys
+sys.path.insert(0, {str(TESTS)!r})
+from tiny_run import tiny_config
+from rlp_jax.config import *
+from rlp_jax import cli, train
+root = pathlib.Path({str(root)!r})
+config = {config}
+experiment = pathlib.Path({str(run_dir)!r} + ".py")
+lines = ["from rlp_jax.settings import from_json", f"config = lambda: from_json({{to_json(config)!r}}, '')"]
+experiment.write_text("\\n".join(lines))
+{before}
+sys.exit(cli.main(["train", str(experiment), "--run-dir", {str(run_dir)!r}]))
+"""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = os.environ | flags | {name: str(value) for name, value in compilation(root).items()}
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=TESTS.parent)
+
+
+def signal_after(step, name):
+    """The process sends itself a signal as soon as a step is in metrics.jsonl."""
+    return f"""
+write = train.RunLog.step
+def step(log, row):
+    write(log, row)
+    if row["step"] == {step}:
+        os.kill(os.getpid(), signal.{name})
+train.RunLog.step = step
+"""
+
+
+def test_what_a_run_writes(whole):
+    run_dir, printed = whole
+    config = from_json((run_dir / "config.json").read_text(), "config.json")
+    assert config == tiny_config(run_dir.parent)
+    assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(run_dir, "eval.jsonl")] == [0, 4, 6]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    first, _, last = rows(run_dir, "eval.jsonl")
+    assert list(summary) == ["before", "after"]
+    assert {"step": 0} | summary["before"] == first and {"step": 6} | summary["after"] == last
+    asked = "gain gain_ci95 gain_empty gain_shuffled ce_think ce_no_think acc_think acc_no_think thought_len stop_rate"
+    assert set(asked.split()) <= set(summary["after"])
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()) == ["4", "6"]
+    assert (run_dir / "report.html").is_file() and list((run_dir / "tensorboard").iterdir())
+    assert printed.count("held-out after step") == 3
+    (row, *_) = rows(run_dir, "metrics.jsonl")
+    assert row["skipped"] == 0 and row["warnings"] == [] and row["learning_rate"] == pytest.approx(1e-2)
+    assert row["seconds"] == pytest.approx(row["seconds_data"] + row["seconds_sample"] + row["seconds_learn"])
+
+
+def test_thoughts_are_rows_of_text_with_rewards(whole):
+    run_dir, _ = whole
+    thoughts = rows(run_dir, "thoughts.jsonl")
+    assert [row["step"] for row in thoughts] == [1, 1, 5, 5]
+    texts = [json.loads(line)["text"] for line in (run_dir.parent / "documents.jsonl").read_text().splitlines()]
+    for row in thoughts:
+        assert any(text.startswith(row["prefix"] + row["target"]) for text in texts)
+        assert len(row["target"]) == 2 and row["s_ema"] < 0
+        assert len(row["thoughts"]) == 2
+        assert sum(thought["advantage"] for thought in row["thoughts"]) == pytest.approx(0, abs=1e-5)
+        assert all(1 <= thought["length"] <= 5 for thought in row["thoughts"])
+
+
+def test_training_moves_the_policy_and_its_average_follows(whole):
+    run_dir, _ = whole
+    run = load_run(run_dir)
+    assert run.step == 6
+    start = np.asarray(load(run_dir.parent / "model").params["embed"]["embedding"])
+    moved = np.abs(np.asarray(run.params["embed"]["embedding"]) - start).max()
+    followed = np.abs(np.asarray(run.ema_params["embed"]["embedding"]) - start).max()
+    assert 0 < followed < 0.1 * moved
+
+
+def test_killed_stopped_killed_and_resumed_is_bitwise_the_same(root, whole):
+    run_dir = root / "killed"
+    killed = in_a_process(root, run_dir, signal_after(1, "SIGKILL"))  # before the first checkpoint: starts over
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1]
+
+    stopped = in_a_process(root, run_dir, signal_after(3, "SIGTERM"))
+    assert stopped.returncode == 143, stopped.stderr[-2000:]
+    assert "the same command resumes the run" in stopped.stderr and "resuming" not in stopped.stdout
+    assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1, 2, 3]
+    assert (run_dir / "checkpoints" / "3").is_dir() and not (run_dir / "summary.json").exists()
+
+    killed = in_a_process(root, run_dir, signal_after(5, "SIGKILL"))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert "resuming" in killed.stdout and "after step 3" in killed.stdout
+    assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    saved = max(int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved in (3, 4)  # the save of step 4 may have been cut off, the log is ahead of it either way
+
+    out = io.StringIO()
+    train(tiny_config(root), run_dir, Console(file=out))
+    assert f"after step {saved}" in out.getvalue()
+    assert untimed(run_dir) == untimed(whole[0])
+    for name in ("eval.jsonl", "thoughts.jsonl", "summary.json", "config.json"):
+        assert (run_dir / name).read_bytes() == (whole[0] / name).read_bytes(), name
+    assert_same_arrays(run_dir, whole[0])
+
+
+def assert_same_arrays(ours, theirs):
+    ours, theirs = final_arrays(ours, 6), final_arrays(theirs, 6)
+    assert ours.keys() == theirs.keys() and len(ours) > 40
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_a_finished_run_says_so_and_touches_nothing(root, whole):
+    run_dir, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    out = io.StringIO()
+    assert train(tiny_config(root), run_dir, Console(file=out)) == run_dir / "report.html"
+    assert "is finished (6 steps)" in out.getvalue()
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def test_a_run_directory_of_another_config_is_refused(root, whole):
+    run_dir, _ = whole
+    with pytest.raises(ConfigError, match=r"another config: seed \(0 there, 1 here\); choose another --run-dir"):
+        train(tiny_config(root, seed=1), run_dir)
+    with pytest.raises(ConfigError, match=r"steps \(6 there, 5 here\)"):
+        train(tiny_config(root, steps=5), run_dir)
+    cosine = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3)
+    with pytest.raises(ConfigError, match=r"optimizer\.final_learning_rate"):
+        train(tiny_config(root, optimizer=cosine), run_dir)
+    with pytest.raises(ConfigError, match="holds other files"):
+        train(tiny_config(root), root / "model" / "..")
+    with pytest.raises(ConfigError, match="is a file"):
+        train(tiny_config(root), root / "documents.jsonl")
+
+
+def test_a_finished_run_with_a_constant_rate_can_be_extended(root, whole):
+    """To the very numbers of a run that was that long from the beginning."""
+    run_dir = root / "extended"
+    train(tiny_config(root, steps=4), run_dir, Console(file=io.StringIO()))
+    train(tiny_config(root), run_dir, Console(file=io.StringIO()))
+    assert untimed(run_dir) == untimed(whole[0])
+    assert_same_arrays(run_dir, whole[0])
+
+
+def test_a_run_that_diverges_stops_and_names_the_documents(root):
+    model, params, tokenizer = load(root / "model")
+    params["final_norm"]["scale"] = params["final_norm"]["scale"] * 3e38  # finite, but its logits are not
+    save_hf(root / "broken", model, params, tokenizer)
+    config = tiny_config(root, max_skipped=2, model=str(root / "broken"), checkpoint=CheckpointConfig(every=1))
+    message = "2 steps in a row were not finite, the last one step 2 on documents"
+    with pytest.raises(TooManySkipped, match=message) as e:
+        train(config, root / "diverged", Console(file=io.StringIO()))
+    metrics = rows(root / "diverged", "metrics.jsonl")
+    assert [row["finite"] for row in metrics] == [0.0, 0.0]
+    assert [row["skipped"] for row in metrics] == [1, 2]
+    assert metrics[0]["loss"] is None
+    assert metrics[-1]["warnings"] == ["loss, reward or gradient is not finite: the step is skipped"]
+    named = str(e.value).split("documents ")[1].split(":")[0].split(", ")
+    assert len(named) == 4 and all(name.isdigit() for name in named)
+    assert not (root / "diverged" / "summary.json").exists()
+
+
+def test_kl_and_several_updates_and_microbatches_run(root):
+    rlp = RLPConfig(
+        group_size=2, thought_tokens=3, positions=2, kl_coefficient=0.1, updates_per_batch=2, microbatches=2
+    )
+    train(tiny_config(root, steps=2, rlp=rlp), root / "kl", Console(file=io.StringIO()))
+    first, second = rows(root / "kl", "metrics.jsonl")
+    assert first["kl"] > 0 and second["kl"] > 0 and second["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_two_processes_cannot_share_a_run_directory(tmp_path):
+    with (
+        only_process(tmp_path),
+        pytest.raises(ConfigError, match="in use by another process"),
+        only_process(tmp_path),
+    ):
+        pass
+    with only_process(tmp_path):
+        pass
+
+
+def test_warnings_are_recorded_at_every_step_and_said_once(tmp_path):
+    out, progress = io.StringIO(), Progress()
+    lengths = [40.0] * 5 + [8.0, 8.0, 40.0, 8.0]
+    with RunLog(tmp_path, 9, console=Console(file=out)) as log:
+        found = [
+            watch(progress, {"step": n, "finite": 1.0, "thought_len": length, "stop_rate": 0.5}, 1, log)["warnings"]
+            for n, length in enumerate(lengths, start=1)
+        ]
+    assert [len(warnings) for warnings in found] == [0] * 5 + [1, 1, 0, 1]
+    assert out.getvalue().count("thoughts have shrunk to 8.0 tokens from 40.0") == 2
+
+
+def test_progress_survives_json():
+    progress = Progress(skipped=2, warned=["stop_rate"], evaluations={"before": {"gain": 0.5}})
+    progress.start = progress.start.add(3.0, 0.5)
+    assert Progress.from_json(json.loads(json.dumps(dataclasses.asdict(progress)))) == progress
+
+
+@pytest.mark.slow
+def test_eight_devices_train_like_one(root, whole):
+    run_dir = root / "eight"
+    config = "tiny_config(root, mesh=MeshConfig(data=2, fsdp=2, tensor=2))"
+    done = in_a_process(root, run_dir, "", config, devices=8)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert from_json((run_dir / "config.json").read_text(), "").mesh == MeshConfig(data=2, fsdp=2, tensor=2)
+    one, eight = untimed(whole[0]), untimed(run_dir)
+    for name in ("reward_mean", "s_ema", "entropy", "grad_norm"):
+        np.testing.assert_allclose(eight[0][name], one[0][name], rtol=1e-4, err_msg=name)
+    assert [row["step"] for row in eight] == [row["step"] for row in one]
