@@ -59,3 +59,8 @@ def append(cache: Cache, k_YBMRSE: jax.Array, v_YBMRSE: jax.Array) -> Cache:
         branch_v=jax.tree.map(write, cache.branch_v, v_YBMRSE),
         written=cache.written + jax.tree.leaves(k_YBMRSE)[0].shape[-2],
     )
+
+
+def unstack_cache(cache: Cache) -> Cache:
+    """A prefix [Y, ...] as a tuple of layers, for an unrolled model."""
+    return cache._replace(prefix_k=tuple(cache.prefix_k), prefix_v=tuple(cache.prefix_v))

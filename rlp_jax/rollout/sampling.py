@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlp_jax.models.cache import Cache, fork
-from rlp_jax.models.transformer import LanguageModel, Params
+from rlp_jax.models.cache import Cache, fork, unstack_cache
+from rlp_jax.models.transformer import LanguageModel, Params, unstack_layers
 
 _CHUNK = 256  # vocabulary entries summed together in the first level of `inverse_cdf`
 
@@ -94,6 +94,7 @@ def sample_thoughts(
     key_BR: jax.Array,
     max_tokens: int,
     temperature: float,
+    unroll: bool | None = None,
 ) -> Rollout:
     """Samples one thought a branch: step 1 of the algorithm, c ~ pi(. | x_<t) (RLP, arXiv 2510.01265, section 3).
 
@@ -105,7 +106,10 @@ def sample_thoughts(
       key_BR: one key a branch.
       max_tokens: L.
       temperature: > 0; near 0 this is greedy.
+      unroll: decode with unrolled layers (`LanguageModel.unrolled`); None: on CPU, where it pays.
     """
+    if jax.default_backend() == "cpu" if unroll is None else unroll:
+        model, params, cache = model.unrolled(), unstack_layers(params), unstack_cache(cache)
     B, R = prefix_length_BR.shape
     branches = fork(cache, prefix_length_BR, len(open_tokens) + max_tokens)
     opening_BRS = jnp.broadcast_to(jnp.asarray(open_tokens, jnp.int32), (B, R, len(open_tokens)))
