@@ -129,7 +129,7 @@ def restore_params(
     directory = Path(run_dir).resolve() / DIRECTORY
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist: the run has saved no checkpoint yet")
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
     with ocp.CheckpointManager(directory, options=options) as manager:
         step = manager.latest_step()
         if step is None:
