@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import byte_tokenizer, tiny_config, write_documents
+from tiny_run import byte_tokenizer, hasty_compilation, tiny_config, write_documents
 
 from rlp_jax.checkpoint import Checkpoints, Position, load_run
 from rlp_jax.checkpoints_io.load import load
@@ -23,7 +23,8 @@ def root(tmp_path_factory):
     """Model, documents and the experiment file `tiny.py` that uses them."""
     root = tmp_path_factory.mktemp("cli")
     write_experiment(root / "tiny.py", tiny_config(root))
-    return root
+    with hasty_compilation(root / "cache"):
+        yield root
 
 
 def write_experiment(path, config):

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
-from tiny_run import tiny_config
+from tiny_run import compilation, hasty_compilation, tiny_config
 
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load, save_hf
@@ -31,21 +31,8 @@ TIMINGS = ("seconds", "tokens_per_s")
 def root(tmp_path_factory):
     """A directory with model and documents. All runs below it share their compiled programs, compiled in haste."""
     root = tmp_path_factory.mktemp("runs")
-    settings = {name.lower(): value for name, value in compilation(root).items()}
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield root
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def compilation(root):
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(root / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": True,
-    }
+    with hasty_compilation(root / "cache"):
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +79,7 @@ experiment.write_text("\\n".join(lines))
 sys.exit(cli.main(["train", str(experiment), "--run-dir", {str(run_dir)!r}]))
 """
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    env = os.environ | flags | {name: str(value) for name, value in compilation(root).items()}
+    env = os.environ | flags | {name: str(value) for name, value in compilation(root / "cache").items()}
     return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=TESTS.parent)
 
 

@@ -1,5 +1,6 @@
 """A whole run in seconds: a model of 30,000 random parameters on disk, a few documents, and their config."""
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -68,3 +69,24 @@ def tiny_config(directory: Path, **changes) -> Config:
         checkpoint=CheckpointConfig(every=2, keep=2),
     )
     return dataclasses.replace(config, **changes)
+
+
+def compilation(cache: Path) -> dict:
+    """Settings, as environment variables, under which programs are compiled in haste and shared between runs."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": True,
+    }
+
+
+@contextlib.contextmanager
+def hasty_compilation(cache: Path):
+    """The same within this process."""
+    settings = {name.lower(): value for name, value in compilation(cache).items()}
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -1,0 +1,65 @@
+"""Checked configs; what the command line refuses is in test_cli.py."""
+
+import dataclasses
+import json
+
+import pytest
+
+from rlp_jax.config import Config, ConfigError, DataConfig, OptimizerConfig, RLPConfig, to_json
+from rlp_jax.settings import check_devices, experiment_of, fingerprint, from_json, is_run, load_experiment, validate
+
+GOOD = Config(model="m", data=DataConfig(sources=("a.txt",)))
+
+
+def test_the_papers_defaults_are_valid():
+    validate(GOOD)
+
+
+def test_json_round_trip():
+    config = dataclasses.replace(GOOD, rlp=RLPConfig(group_size=4), optimizer=OptimizerConfig(final_learning_rate=0.0))
+    assert from_json(to_json(config), "file") == config
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"rlp": 3}', '{"rlp": {"grup": 3}}', '{"colour": 1}'])
+def test_json_of_something_else(text):
+    with pytest.raises(ConfigError, match=r"some/config\.json is not a run's config\.json"):
+        from_json(text, "some/config.json")
+
+
+def test_every_field_counts_in_the_fingerprint_but_the_steps_of_a_constant_rate():
+    def changed(tree):
+        """The config's dict with one leaf changed, for each leaf."""
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from ({**tree, name: inner} for inner in changed(value))
+            else:
+                yield {**tree, name: "x"}
+
+    trees = list(changed(dataclasses.asdict(GOOD)))
+    same = [tree for tree in trees if fingerprint(from_json(json.dumps(tree), "")) == fingerprint(GOOD)]
+    assert len(trees) > 40
+    assert same == [{**dataclasses.asdict(GOOD), "steps": "x"}]
+    cosine = dataclasses.replace(GOOD, optimizer=OptimizerConfig(final_learning_rate=1e-7))
+    assert fingerprint(cosine) != fingerprint(dataclasses.replace(cosine, steps=7))
+
+
+def test_batches_must_divide_over_data_and_fsdp():
+    config = dataclasses.replace(GOOD, batch_documents=24, rlp=RLPConfig(microbatches=2))
+    check_devices(config, (2, 3, 5))
+    with pytest.raises(ConfigError, match="is 12, not a multiple of the 8 devices"):
+        check_devices(config, (4, 2, 1))
+
+
+def test_the_experiments_are_valid_and_found_by_their_model():
+    config = load_experiment("quickstart")
+    validate(config)
+    assert experiment_of(config.model).template == config.template
+    assert experiment_of("some/other/model") is None
+
+
+def test_a_run_directory_is_told_from_a_model(tmp_path):
+    assert not is_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    assert not is_run(tmp_path)
+    (tmp_path / "config.json").write_text(to_json(GOOD))
+    assert is_run(tmp_path)
