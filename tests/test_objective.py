@@ -417,12 +417,14 @@ def test_kl_gradient_pulls_towards_the_reference():
 
 
 def test_ema_fixed_point_is_exact():
-    params = {"a": jax.random.normal(jax.random.key(0), (100,)), "b": [jnp.array(1e-30), jnp.array([-3e4])]}
-    step = jax.jit(objective.ema_update)
-    ema = params
-    for decay in (0.999, 0.9, 0.0):
-        ema = step(ema, params, decay)
-    chex.assert_trees_all_equal(ema, params)
+    params = {"a": jax.random.normal(jax.random.key(0), (1000,)), "b": [jnp.array(1e-30), jnp.array([-3e4])]}
+    for decay in (0.999, 0.9995, 0.99, 0.9, 0.1, 0.0):
+        for step in (
+            objective.ema_update,
+            jax.jit(objective.ema_update),
+            jax.jit(objective.ema_update, static_argnums=2),
+        ):
+            chex.assert_trees_all_equal(step(params, params, decay), params)
 
 
 def test_ema_moves_by_increments_that_bfloat16_would_lose():

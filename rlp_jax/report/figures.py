@@ -7,6 +7,7 @@ import io
 import math
 import os
 import re
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ class Panel(NamedTuple):
     ylim: tuple[float | None, float | None] = (None, None)
     zero: bool = False  # a line at zero, which is always in sight
     log: bool = False  # where the values are above zero and span more than a factor of ten
+    robust: bool = False  # the axis may cut off rare high values, such as the seconds of a step that compiles
 
 
 def draw_figures(run: Run) -> list[Curves]:
@@ -144,7 +146,10 @@ def _figures(run: Run) -> list[tuple[str, str, list[Row], list[Panel]]]:
             "speed",
             "Speed",
             metrics,
-            [Panel("tokens/s", throughput, ylim=(0, None)), Panel("seconds a step", phases, ylim=(0, None))],
+            [
+                Panel("tokens/s", throughput, ylim=(0, None)),
+                Panel("seconds a step", phases, ylim=(0, None), robust=True),
+            ],
         ),
     ]
 
@@ -202,6 +207,9 @@ def _plot(ax: Any, rows: list[Row], panel: Panel) -> None:
         ax.set_yscale("log")
     elif panel.ylim[0] == 0:
         top = panel.ylim[1] or 1.06 * max(values) or 1.0
+        if panel.robust:
+            curves = [[v for row in rows if math.isfinite(v := number(row, key))] for key, _ in panel.curves]
+            top = min(top, 3 * max(statistics.median(curve) for curve in curves) or top)
         ax.set_ylim(-0.03 * top, 1.03 * top)  # a curve along an edge stays whole
     if panel.zero:
         ax.axhline(0, color=GREY, linewidth=0.9, zorder=1)

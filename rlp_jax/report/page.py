@@ -125,6 +125,13 @@ def verdict(run: Run) -> tuple[str, str]:
             f" Beware: the gain rose, but the cross-entropy after a thought did not fall ({start:.3f} to {end:.3f});"
             " the prediction without a thought became worse."
         )
+    policy = number(row, "ce_no_think_policy")
+    if gain > 0 and number(row, "ce_think") >= policy:
+        kind = "mixed" if kind == "good" else kind
+        text += (
+            f" Beware: the policy itself predicts as well without a thought (cross-entropy {policy:.3f}, after one"
+            f" {number(row, 'ce_think'):.3f}); the gain is the moving average's lag."
+        )
     return kind, text
 
 
@@ -254,7 +261,10 @@ def _settings(config: Row) -> list[str]:
 
 
 def _form(value: float, form: str) -> str:
-    return f"{value:{form}}".replace("-", "−") if math.isfinite(value) else "–"
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:{form}}"
+    return text.lstrip("+-") if not re.search("[1-9]", text) else text.replace("-", "−")  # nothing has no sign
 
 
 def _text(value: Any) -> str:

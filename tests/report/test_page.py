@@ -35,7 +35,8 @@ def eval_row(done):
     row = {
         "gain": gain, "gain_empty": -0.4 + 0.2 * done, "gain_shuffled": -1.1 + 0.3 * done,
         "ce_think": 2.2 - 1.9 * done, "ce_no_think": 1.65 + 0.5 * done, "ce_empty": 2.05 + 0.2 * done,
-        "ce_shuffled": 2.7 + 0.2 * done, "acc_think": 0.43 + 0.5 * done, "acc_no_think": 0.14,
+        "ce_shuffled": 2.7 + 0.2 * done, "ce_no_think_policy": 1.65 + 0.6 * done,
+        "acc_think": 0.43 + 0.5 * done, "acc_no_think": 0.14,
         "thought_len": 20 - 6 * done, "stop_rate": 0.6 + 0.35 * done, "documents": 64,
     }  # fmt: skip
     row |= {"gain_over_empty": gain - row["gain_empty"], "gain_over_shuffled": gain - row["gain_shuffled"]}
@@ -286,6 +287,13 @@ def test_verdict_sees_a_gain_that_comes_from_a_worse_baseline(run_dir):
     (run_dir / "summary.json").write_text(json.dumps({"before": {"gain": -1.0, "ce_think": 3.0}, "after": after}))
     kind, text = verdict(read_run(run_dir))
     assert kind == "mixed" and "did not fall (3.000 to 3.200)" in text
+
+
+def test_verdict_sees_a_gain_that_comes_from_the_lag_of_the_moving_average(run_dir):
+    after = {"gain": 0.5, "gain_ci95": [0.4, 0.6], "ce_think": 2.0, "ce_no_think": 2.5, "ce_no_think_policy": 1.9}
+    (run_dir / "summary.json").write_text(json.dumps({"before": {"gain": 0.0, "ce_think": 2.5}, "after": after}))
+    kind, text = verdict(read_run(run_dir))
+    assert kind == "mixed" and "without a thought (cross-entropy 1.900, after one 2.000)" in text
 
 
 def test_sampled_thoughts_are_of_the_same_documents_early_and_late(run_dir):
