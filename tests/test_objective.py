@@ -170,7 +170,7 @@ def test_ema_update_by_hand():
 # ------------------------------------------------------------------------------- against float64 numpy, jit, vmap
 
 seeds = st.integers(0, 2**32 - 1)
-sizes = st.tuples(st.integers(2, 5), st.integers(1, 4))
+sizes = st.sampled_from([(2, 1), (3, 4), (5, 2)])  # few shapes: each compiles anew
 
 
 @settings(max_examples=25, deadline=None)
