@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="where everything is written (default: runs/NAME)")
     train.add_argument("--steps", type=int, help="training steps")
     train.add_argument("--seed", type=int, help="of the whole run")
+    train.add_argument("--with", dest="arguments", action="append", default=[], metavar="NAME=VALUE",
+                       help="an argument of the experiment's config(), for instance corpus=encyclopedia")  # fmt: skip
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
                        help="any setting of config.py, for instance rlp.group_size=8; may be repeated")  # fmt: skip
     train.set_defaults(run=_train)
@@ -94,7 +96,7 @@ def _version() -> str:
 def _train(args) -> int:
     from rlp_jax.settings import load_experiment, override, validate
 
-    config = override(load_experiment(args.experiment), args.overrides)
+    config = override(load_experiment(args.experiment, args.arguments), args.overrides)
     for name in ("steps", "seed"):
         if getattr(args, name) is not None:
             config = override(config, [f"{name}={getattr(args, name)}"])

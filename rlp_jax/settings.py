@@ -6,6 +6,7 @@ No jax here: a typing error is answered at once.
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import runpy
@@ -22,11 +23,15 @@ PACKAGE = Path(__file__).resolve().parent
 EXPERIMENTS = (PACKAGE.parent / "experiments", PACKAGE / "experiments")
 
 
-def load_experiment(name_or_file: str) -> Config:
+def load_experiment(name_or_file: str, arguments: Iterable[str] = ()) -> Config:
     """The config of `experiments/NAME.py`, or of a given .py file that defines `config() -> Config`.
 
+    Args:
+      name_or_file: as on the command line.
+      arguments: "name=value", texts that the experiment's `config` takes by keyword.
+
     Raises:
-      ConfigError: no such experiment, or the file does not give a Config.
+      ConfigError: no such experiment, it takes no such argument, or the file does not give a Config.
     """
     if name_or_file.endswith(".py"):
         path = Path(name_or_file)
@@ -40,12 +45,25 @@ def load_experiment(name_or_file: str) -> Config:
             raise ConfigError(f"unknown experiment {name_or_file!r}{_suggest(name_or_file, known)}")
     try:
         function = runpy.run_path(str(path)).get("config")
-        config = function() if callable(function) else None
+        config = function(**_arguments(function, arguments)) if callable(function) else None
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"{path} cannot be used: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} does not define `config()` that returns a rlp_jax.config.Config")
     return config
+
+
+def _arguments(function: typing.Callable, arguments: Iterable[str]) -> dict[str, str]:
+    known, given = list(inspect.signature(function).parameters), {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ConfigError(f"--with {argument}: not an argument of this experiment, as name=value; {takes}")
+        given[name] = value
+    return given
 
 
 def _experiment_files(root: Path) -> Iterable[Path]:

@@ -57,6 +57,21 @@ def test_the_experiments_are_valid_and_found_by_their_model():
     assert experiment_of("some/other/model") is None
 
 
+def test_arguments_of_an_experiment(tmp_path):
+    file = tmp_path / "sizes.py"
+    file.write_text(
+        "from rlp_jax.config import Config, ConfigError\n\n\n"
+        "def config(name='a'):\n    if name == 'bad':\n        raise ConfigError('name is bad')\n"
+        "    return Config(name=name)\n"
+    )
+    assert load_experiment(str(file)).name == "a"
+    assert load_experiment(str(file), ["name=b=c"]).name == "b=c"
+    with pytest.raises(ConfigError, match=r"--with nam=b: not an argument of this experiment.*it takes name$"):
+        load_experiment(str(file), ["nam=b"])
+    with pytest.raises(ConfigError, match="^name is bad$"):
+        load_experiment(str(file), ["name=bad"])
+
+
 def test_a_run_directory_is_told_from_a_model(tmp_path):
     assert not is_run(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
