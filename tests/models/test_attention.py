@@ -32,7 +32,9 @@ MASKS = (
 
 
 def segments_of(keys_values):
-    return [Segment(jnp.asarray(k), jnp.asarray(v), jnp.asarray(m)) for (k, v), m in zip(keys_values, MASKS, strict=True)]
+    return [
+        Segment(jnp.asarray(k), jnp.asarray(v), jnp.asarray(m)) for (k, v), m in zip(keys_values, MASKS, strict=True)
+    ]
 
 
 def joined(q, keys_values, xp=np):
