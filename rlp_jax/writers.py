@@ -64,7 +64,8 @@ class RunLog:
             )
             self._task = self._progress.add_task("training", total=steps, completed=start)
             self._progress.start()
-        self._began, self._start = time.monotonic(), start
+        self._first: tuple[int, float] | None = None  # step and time of the first row: compilation lies before it
+        self._start = start
 
     def message(self, text: str) -> None:
         """A line on the console, above the progress bar."""
@@ -81,7 +82,7 @@ class RunLog:
                 self.message(" ".join(f"{title:>{_width(form)}}" for title, _, form in COLUMNS))
             line = " ".join(_cell(row.get(key), form) for _, key, form in COLUMNS)
             self._rows += 1
-            self.message(line if self._progress else f"{line}  {self._left(row['step'])}")
+            self.message(line if self._progress else line + self._left(row["step"]))
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One held-out evaluation: eval.jsonl, TensorBoard and a line on the console."""
@@ -130,8 +131,12 @@ class RunLog:
                 self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
 
     def _left(self, step: int) -> str:
-        seconds = (time.monotonic() - self._began) / max(step - self._start, 1) * (self._steps - step)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+        if self._first is None:
+            self._first = (step, time.monotonic())
+            return ""
+        first, began = self._first
+        seconds = (time.monotonic() - began) / (step - first) * (self._steps - step)
+        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
 def strict(value: Any) -> Any:

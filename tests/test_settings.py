@@ -68,7 +68,7 @@ def test_arguments_of_an_experiment(tmp_path):
     assert load_experiment(str(file), ["name=b=c"]).name == "b=c"
     with pytest.raises(ConfigError, match=r"--with nam=b: not an argument of this experiment.*it takes name$"):
         load_experiment(str(file), ["nam=b"])
-    with pytest.raises(ConfigError, match="^name is bad$"):
+    with pytest.raises(ConfigError, match=r"^name is bad$"):
         load_experiment(str(file), ["name=bad"])
 
 
