@@ -13,13 +13,13 @@ def config() -> Config:
     return Config(
         name="quickstart",
         model="quickstart",
-        steps=60,
+        steps=40,
         batch_documents=16,
         remat=False,
         template=Template(instruction=compose.INSTRUCTION, open=compose.OPEN, close=compose.CLOSE),
         # Thoughts only before answers, at two of a document's three: elsewhere the text is random by construction.
         rlp=RLPConfig(group_size=16, positions=2, position_mode="span", thought_tokens=16),
-        optimizer=OptimizerConfig(learning_rate=3e-4),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
         data=DataConfig(sources=("compose:2048",), document_tokens=32, heldout_fraction=0.125),
         eval=EvalConfig(documents=128, positions=3, group_size=4, batch_documents=32),
     )

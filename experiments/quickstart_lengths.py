@@ -9,11 +9,12 @@ thought, and the share of sampled and of greedy thoughts that follow the right p
 import argparse
 import dataclasses
 import pathlib
+import tempfile
 
 import jax
 import numpy as np
 
-from rlp_jax import checkpoint
+from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load
 from rlp_jax.data import compose
 from rlp_jax.data.documents import cut
@@ -23,7 +24,6 @@ from rlp_jax.evals.likelihood import evaluate
 from rlp_jax.models.transformer import LanguageModel
 from rlp_jax.rollout import scoring
 from rlp_jax.rollout.sampling import sample_thoughts
-from rlp_jax.settings import from_json
 
 LENGTHS = range(3, 9)
 SEED = 12345  # of the documents: no run's
@@ -56,23 +56,27 @@ def main():
     parser.add_argument("run", type=pathlib.Path)
     parser.add_argument("--documents", type=int, default=64, help="of three lines, for each length")
     args = parser.parse_args()
-    config = from_json((args.run / "config.json").read_text(), str(args.run / "config.json"))
-    model, base, tokenizer = load(config.model)
-    after, _ = checkpoint.restore_params(args.run, base)
+    run = load_run(args.run)
+    config, model, tokenizer = run.config, run.model, run.tokenizer
+    base = load(config.model).params
     tokens = template_tokens(config.template, tokenizer)
+    # All lengths have the same shapes, so that each thing is compiled once.
+    compiled = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", compiled.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    cap = 2 * LENGTHS[-1] + 6
     print("ops  model    gain   empty  shuffled  accuracy  (plain)  sampled: right backwards  greedy: right backwards")
     for length in LENGTHS:
         source = compose.ComposeSource(SEED, args.documents, (length, length))
         documents = list(source)
         pieces = [piece for document in documents for piece in cut(document, tokenizer, 256)]
-        cap = 2 * length + 6
         batch = heldout_batches(pieces, len(pieces), len(pieces), 256, tokenizer.pad_id)[0]
         settings = dataclasses.replace(
             config,
             rlp=dataclasses.replace(config.rlp, thought_tokens=cap),
             eval=dataclasses.replace(config.eval, positions=compose.LINES),
         )
-        for name, params in (("before", base), ("after", after)):
+        for name, params in (("before", base), ("after", run.params)):
             result = evaluate(model, params, base, [batch], tokens, settings, jax.random.key(SEED))
             shares = [
                 procedures(model, params, documents, batch, tokens, tokenizer, temperature, cap)
