@@ -1,5 +1,7 @@
 """Small layers shared by every family: RMS norm, rotary embedding, gated MLP. Master parameters are float32."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,16 @@ class RMSNorm(nn.Module):
         return (x32_D * scale_D).astype(x_D.dtype)
 
 
+def matmul(x: jax.Array, kernel: jax.Array, n_in: int = 1) -> jax.Array:
+    """tensordot over the last `n_in` axes of x, as one product of two matrices.
+
+    XLA's CPU backend differentiates it 1.5 times faster than products over several axes.
+    """
+    free, contracted = x.shape[: x.ndim - n_in], kernel.shape[:n_in]
+    size = math.prod(contracted)
+    return (x.reshape(-1, size) @ kernel.reshape(size, -1)).reshape(*free, *kernel.shape[n_in:])
+
+
 class Dense(nn.Module):
     """Linear map without bias from the last `n_in` axes of x to `out_shape`, in the dtype of x."""
 
@@ -31,7 +43,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         in_shape = x.shape[-self.n_in :]
         kernel = self.param("kernel", self.initializer, (*in_shape, *self.out_shape), jnp.float32)
-        return jnp.tensordot(x, kernel.astype(x.dtype), self.n_in)
+        return matmul(x, kernel.astype(x.dtype), self.n_in)
 
 
 class GatedMLP(nn.Module):

@@ -142,9 +142,11 @@ class Transformer(nn.Module):
         """Logits [..., V] in float32 from final hidden states [..., D]."""
         cfg = self.config
         if cfg.tie_embeddings:
-            return jnp.einsum(
-                "...d,vd->...v", x_D, self.embed.embedding.astype(cfg.dtype), preferred_element_type=jnp.float32
+            flat_D = x_D.reshape(-1, x_D.shape[-1])
+            logits_V = jnp.einsum(
+                "sd,vd->sv", flat_D, self.embed.embedding.astype(cfg.dtype), preferred_element_type=jnp.float32
             )
+            return logits_V.reshape(*x_D.shape[:-1], -1)
         return self.head(x_D).astype(jnp.float32)
 
     def everything(self, tokens_BRS: jax.Array) -> jax.Array:
