@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from rlp_jax.checkpoints_io.load import load
 from rlp_jax.data import compose
 from rlp_jax.data.compose import ComposeSource, Line
 
@@ -103,3 +104,50 @@ def test_thoughts_come_in_their_shares_and_are_what_they_are_called():
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match="compose: "):
         ComposeSource(**({"seed": 0, "size": 1} | arguments))
+
+
+def test_packaged_base_model_can_think_but_has_no_reason_to():
+    """What the quickstart rests on: it trusts right thoughts alone, knows nothing without one, and prefers to go
+    backwards. (Chance is 1/8; 300 lines give it a standard error of 0.019.)"""
+    model, params, tokenizer = load("quickstart")
+    rng = np.random.default_rng(0)
+    lines = compose.random_lines(rng, 300, (3, 7))
+    width = 3 + 9 + 1 + 15 + 1  # instruction, question, tags and the longest thought
+
+    def logits_after(texts):
+        tokens = [tokenizer.encode(text) for text in texts]
+        padded = np.array([row + [tokenizer.pad_id] * (width - len(row)) for row in tokens], np.int32)
+        logits, _ = model.apply(params, padded)
+        return np.asarray(logits)[np.arange(len(tokens)), [len(row) - 1 for row in tokens]]
+
+    def thinking(line, words):
+        return f"{compose.INSTRUCTION} {line.question()} {compose.OPEN} {words}"
+
+    def accuracy(texts):
+        best = logits_after(texts).argmax(-1)
+        return np.mean([tokenizer.decode([token]) == line.answer for token, line in zip(best, lines, strict=True)])
+
+    assert accuracy([thinking(line, f"{line.thought()} {compose.CLOSE}") for line in lines]) >= 0.98
+    assert accuracy([line.question() for line in lines]) < 0.2
+    assert accuracy([thinking(line, f"{line.thought(backwards=True)} {compose.CLOSE}") for line in lines]) < 0.2
+    assert accuracy([thinking(line, compose.CLOSE) for line in lines]) < 0.2
+
+    first = logits_after([thinking(line, line.start) for line in lines]).argmax(-1)
+    backwards = [tokenizer.decode([token]) == line.operations[-1] for token, line in zip(first, lines, strict=True)]
+    assert np.mean(backwards) >= 0.9
+
+    states = []
+    for line in lines:  # one step: the state that follows an operation, at a random place of a right thought
+        words = line.thought().split()
+        k = 2 * int(rng.integers(1, len(line.operations) + 1))
+        states.append((thinking(line, " ".join(words[:k])), words[k]))
+    best = logits_after([text for text, _ in states]).argmax(-1)
+    assert np.mean([tokenizer.decode([t]) == state for t, (_, state) in zip(best, states, strict=True)]) >= 0.98
+
+
+def test_packaged_tokenizer_knows_every_word_and_nothing_else_as_text():
+    tokenizer = load("quickstart").tokenizer
+    for word in (*compose.WORDS, compose.OPEN, compose.CLOSE):
+        (token,) = tokenizer.encode(word)
+        assert tokenizer.decode([token]) == word
+    assert len(tokenizer.encode(f"= {compose.OPEN}a{compose.CLOSE} b")) == 5  # tags need no spaces
