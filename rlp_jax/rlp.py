@@ -109,9 +109,13 @@ def learn(
         params = optax.apply_updates(state.params, updates)
         ema_params = objective.ema_update(state.ema_params, params, config.rlp.ema_decay)
         proposed = TrainState(step, params, ema_params, opt_state)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state._replace(step=step))
+        state = _choose(finite, proposed, state._replace(step=step))
         metrics |= {"grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
     return state, metrics, scores
+
+
+def _choose(condition: jax.Array, a: TrainState, b: TrainState) -> TrainState:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _gradient(model, template, config, params, batch, samples, reference_params, scores):

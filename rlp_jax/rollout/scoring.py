@@ -137,7 +137,7 @@ def read_plain(model: LanguageModel, params: Params, tokens_BT: jax.Array, templ
 def baseline_logprob(
     model: LanguageModel, params: Params, baseline: Baseline, position_BK: jax.Array, target_BKH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Equation (4): log p(x_t .. | x_<t) without a thought, [B, K, H], and whether the true token is the most likely."""
+    """Equation (4): log p(x_t .. | x_<t) without a thought, [B, K, H], and whether the true token is the likeliest."""
     index_BKH = position_BK[..., None] + jnp.arange(target_BKH.shape[-1])
     index_BKH = jnp.minimum(index_BKH, baseline.hidden_BTD.shape[1] - 1)
     hidden_BKHD = jnp.take_along_axis(baseline.hidden_BTD[:, None], index_BKH[..., None], 2)

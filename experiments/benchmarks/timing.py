@@ -1,0 +1,33 @@
+"""Paired timing: the candidates take turns in one process, so that a ratio holds when the machine's speed drifts."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+
+def take_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round, after one call of each that does not count (compilation)."""
+    for call in candidates.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
+    """Ratio of seconds round by round: median, least and greatest."""
+    ratios = [a / b for a, b in zip(slower, faster, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def finish(result: dict, as_json: bool) -> None:
+    """The figures for a reader; with `as_json` a last line for a program."""
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    if as_json:
+        print(json.dumps(result))
