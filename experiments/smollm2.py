@@ -53,6 +53,6 @@ def config(corpus: str = "gsm8k") -> Config:
             min_tokens=32,
             heldout_fraction=0.02,
         ),
-        eval=EvalConfig(documents=64, group_size=2, batch_documents=16),
+        eval=EvalConfig(every=20, documents=64, group_size=2, batch_documents=16),
         checkpoint=CheckpointConfig(every=5),
     )
