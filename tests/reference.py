@@ -75,22 +75,43 @@ class Branch:
         self.targets_at = [len(asked) - 1 + h for h in range(len(targets))]
 
 
-def unshared_logits(model: LanguageModel, params: Params, branches: list[Branch], width: int | None = None):
-    """Logits [branch, token, V] of every branch's whole sequence, each with a prefix of its own."""
-    return apply(model, params, padded([branch.sequence for branch in branches], width))[0]
+@functools.partial(jax.jit, static_argnums=0)
+def _gathered(model, params, sequence_NS, thought_at_NL, thought_NL, targets_at_NH, target_NH, temperature):
+    logits_NSV = model.apply(params, sequence_NS)[0]
+    row_N1 = jnp.arange(len(sequence_NS))[:, None]
+    cold_NLV = jax.nn.log_softmax(logits_NSV[row_N1, thought_at_NL] / temperature)
+    plain_NHV = jax.nn.log_softmax(logits_NSV[row_N1, targets_at_NH])
+    return (
+        jnp.take_along_axis(cold_NLV, thought_NL[..., None], -1)[..., 0],
+        jnp.take_along_axis(plain_NHV, target_NH[..., None], -1)[..., 0],
+    )
 
 
-def unshared_scores(model, params, branches: list[Branch], temperature: float, width: int | None = None):
-    """For each branch the log-probabilities of its thought's tokens (at the temperature) and of its targets (at 1)."""
-    logits = unshared_logits(model, params, branches, width)
-    cold, plain = jax.nn.log_softmax(logits / temperature), jax.nn.log_softmax(logits)
-    return [
-        (
-            cold[i, jnp.asarray(branch.thought_at, int), jnp.asarray(branch.thought, int)],
-            plain[i, jnp.asarray(branch.targets_at, int), jnp.asarray(branch.targets, int)],
-        )
-        for i, branch in enumerate(branches)
-    ]
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(model, params, arrays, temperature, weight_NL):
+    return jax.grad(lambda p: (weight_NL * _gathered(model, p, *arrays, temperature)[0]).sum())(params)
+
+
+def _arrays(branches: list[Branch]):
+    sequence_NS = padded([branch.sequence for branch in branches], 32)  # one width: fewer shapes to compile
+    names = ("thought_at", "thought", "targets_at", "targets")
+    return sequence_NS, *(padded([getattr(branch, name) for branch in branches]) for name in names)
+
+
+def unshared_scores(model: LanguageModel, params: Params, branches: list[Branch], temperature: float):
+    """For each branch the log-probabilities of its thought's tokens (at the temperature) and of its targets (at 1),
+    from one forward of its whole sequence."""
+    logprob_NL, target_NH = _gathered(model, params, *_arrays(branches), temperature)
+    return [(logprob_NL[i, : len(branch.thought)], target_NH[i]) for i, branch in enumerate(branches)]
+
+
+def unshared_gradient(model: LanguageModel, params: Params, branches: list[Branch], temperature: float, weights):
+    """Gradient of sum_i sum_u weights[i][u] log pi(thought token u of branch i)."""
+    arrays = _arrays(branches)
+    weight_NL = np.zeros(arrays[1].shape, np.float32)
+    for i, weight_u in enumerate(weights):
+        weight_NL[i, : len(weight_u)] = weight_u
+    return _gradient(model, params, arrays, temperature, weight_NL)
 
 
 def relative_error(got, wanted) -> float:

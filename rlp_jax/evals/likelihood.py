@@ -8,6 +8,7 @@ All are scored by the same forward, side by side as branches of one document. Ev
 against the no-think baseline (equation 5 of arXiv 2510.01265); intervals are 95% over documents.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlp_jax.config import Config
+from rlp_jax.config import Config, EvalConfig, RLPConfig
 from rlp_jax.data.positions import candidates, choose_positions
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.transformer import LanguageModel, Params
@@ -50,7 +51,6 @@ def evaluate(
     Raises:
       ValueError: a batch with fewer than 2 different documents (no other one's thought to shuffle in), or none counted.
     """
-    run = jax.jit(lambda params, ema, batch, key: _evaluate_batch(model, template, config, params, ema, batch, key))
     rows: list[dict[str, np.ndarray]] = []
     for batch in batches:
         if len(np.unique(np.asarray(batch["document_B"]))) < 2:
@@ -58,7 +58,7 @@ def evaluate(
                 "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
                 "eval.batch_documents (and eval.documents) to at least 2"
             )
-        out = jax.device_get(run(params, ema_params, batch, key))
+        out = jax.device_get(_evaluate_batch(model, template, config.rlp, config.eval, params, ema_params, batch, key))
         counted = out.pop("counted_B") & (np.asarray(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
         rows.append({name: value[counted] for name, value in out.items()})
     if not any(len(row["ce_think"]) for row in rows):
@@ -92,8 +92,10 @@ def interval(value_B: np.ndarray) -> list[float] | None:
     return [float(value_B.mean()) - half, float(value_B.mean()) + half]
 
 
-def _evaluate_batch(model, template, config: Config, params, ema_params, batch, key):
-    rlp, K, G = config.rlp, config.eval.positions, config.eval.group_size
+# Compiled once for all evaluations of a run.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _evaluate_batch(model, template, rlp: RLPConfig, settings: EvalConfig, params, ema_params, batch, key):
+    K, G = settings.positions, settings.group_size
     tokens_BT, document_B = batch["tokens_BT"], batch["document_B"]
     B = tokens_BT.shape[0]
     position_key, thought_key = jax.random.split(key)

@@ -15,6 +15,8 @@ from scipy import stats
 from rlp_jax.rollout import scoring
 from rlp_jax.rollout.sampling import inverse_cdf, sample_thoughts, thought_keys
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 
 
@@ -178,12 +180,12 @@ def test_near_zero_temperature_is_greedy():
     model = tiny()
     params = rough_params(model)
     prefix_length_BR, key_BR = branches(POSITIONS[:, :1], 2, RICH)
-    rollout = think(model, params, DOCUMENTS, prefix_length_BR, key_BR, RICH, temperature=1e-3)
+    rollout = think(model, params, DOCUMENTS, prefix_length_BR, key_BR, RICH, temperature=1e-4)
     for b in range(3):
         thought = naive(model, params, RICH, DOCUMENTS[b], prefix_length_BR[b, 0], None, L, 1.0)
         for r in range(2):
             assert list(rollout.thought_BRL[b, r, : rollout.length_BR[b, r]]) == thought
-    np.testing.assert_allclose(rollout.logprob_BRL, 0.0, atol=5e-4)  # logits of 2,000: a unit in the last place is 1e-4
+    np.testing.assert_allclose(rollout.logprob_BRL, 0.0, atol=1e-2)  # logits of 20,000 end in units of 2e-3
 
 
 @pytest.mark.parametrize("close", [(2,), (2, 6), (2, 2), (0,)])

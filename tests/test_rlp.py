@@ -1,0 +1,437 @@
+"""The step against a slow reference: loops over documents, positions and thoughts, whole unshared sequences, equation
+by equation. And its properties: the first ratio, masks, microbatches, non-finite numbers, the moving average.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import PLAIN, RICH, Branch, apply, relative_error, rough_params, tiny, unshared_gradient, unshared_scores
+
+from rlp_jax import objective, rlp
+from rlp_jax.config import Config, RLPConfig
+from rlp_jax.state import init_state
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+TEMPLATE = RICH._replace(close=(2,))
+SETTINGS = RLPConfig(
+    group_size=3, positions=2, horizon=2, thought_tokens=5, temperature=0.7, ema_decay=0.9, clip_low=0.1, clip_high=0.2
+)
+CONFIG = Config(rlp=SETTINGS)
+ADAM = optax.adam(1e-2)
+
+
+def small(family="llama", **changes):
+    """One layer: depth is proven in models/, and compiles are most of these tests' time. The small vocabulary of the
+    llama makes closing tags common."""
+    return tiny(family, **{"n_layers": 1, **({"vocab_size": 16} if family == "llama" else {}), **changes})
+
+
+def configure(**changes):
+    return Config(rlp=RLPConfig(**{**SETTINGS.__dict__, **changes}))
+
+
+def batch_of(vocab_size, length_B=(9, 7, 2, 9), T=9, seed=0):
+    """Documents; the third has room for two targets once, after a BOS token, and not at all without."""
+    rng = np.random.default_rng(seed)
+    length_B = np.asarray(length_B, np.int32)
+    tokens_BT = rng.integers(8, vocab_size, (len(length_B), T)).astype(np.int32)
+    inside_BT = np.arange(T) < length_B[:, None]
+    return {
+        "tokens_BT": np.where(inside_BT, tokens_BT, 0),
+        "length_B": length_B,
+        "span_BT": inside_BT & (np.arange(T) >= 4),
+        "document_B": np.arange(len(length_B)) + 50,
+    }
+
+
+def recorder(learning_rate=0.0):
+    """Plain gradient descent that keeps the last gradient in its state, where a test can see it."""
+
+    def update(grads, state, params=None):
+        del state, params
+        return jax.tree.map(lambda g: -learning_rate * g, grads), grads
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+@functools.cache
+def steps(model, template, config, optimizer=None, learning_rate=0.0):
+    """Compiled halves of a step; the learner without donation, so that a test can use a state twice."""
+    optimizer = recorder(learning_rate) if optimizer is None else optimizer
+    sample = jax.jit(functools.partial(rlp.sample, model, template, config))
+    return optimizer, sample, jax.jit(functools.partial(rlp.learn, model, optimizer, template, config))
+
+
+def prepared(family="llama", template=TEMPLATE, config=CONFIG, remat=False, **batch):
+    """Model, state whose baseline is not its policy, a batch and what was sampled for it."""
+    model = small(family, remat=remat)
+    optimizer, sample, _ = steps(model, template, config)
+    data = batch_of(model.config.vocab_size, **batch)
+    state = init_state(rough_params(model), optimizer)._replace(ema_params=rough_params(model, 1))
+    return model, state, data, sample(state.params, state.ema_params, data, jax.random.key(3))
+
+
+# ---------------------------------------------------------------------------------------------- the reference
+
+
+def branch_list(template, batch, samples, horizon):
+    """Every valid (b, k, g) with its branch."""
+    out = []
+    for b, k, g in np.ndindex(samples.length_BKG.shape):
+        if samples.valid_BK[b, k]:
+            position, length = int(samples.position_BK[b, k]), int(samples.length_BKG[b, k, g])
+            document = batch["tokens_BT"][b].tolist()
+            thought = np.asarray(samples.thought_BKGL)[b, k, g, :length].tolist()
+            targets = document[position : position + horizon]
+            stopped = bool(samples.stopped_BKG[b, k, g])
+            out.append(((b, k, g), Branch(template, document, position, thought, stopped, targets)))
+    return out
+
+
+def slow_rewards(model, params, template, batch, samples, config):
+    """{(b, k, g): reward} with S_pred of the branch and S_ema as sampled."""
+    found = branch_list(template, batch, samples, config.rlp.horizon)
+    scored = unshared_scores(model, params, [branch for _, branch in found], 1.0)
+    s_ema_BK = np.asarray(samples.s_ema_BKH).mean(-1)
+    s_pred = [float(target_H.mean()) for _, target_H in scored]
+    return {at: s - float(s_ema_BK[at[:2]]) for (at, _), s in zip(found, s_pred, strict=True)}
+
+
+def slow_loss(model, params, old_params, reference_params, template, batch, samples, rewards, config):
+    """Equation (8) as float64 loops over thoughts and tokens: (loss, share of clipped tokens, gradient). The slope of
+    the loss in each token's log-probability is written out by hand; the unshared model carries it to the parameters."""
+    settings = config.rlp
+    found = branch_list(template, batch, samples, settings.horizon)
+    branches = [branch for _, branch in found]
+    new, old, reference = (
+        [np.asarray(logprob, np.float64) for logprob, _ in unshared_scores(model, p, branches, settings.temperature)]
+        for p in (params, old_params, reference_params)
+    )
+    loss, clipped, tokens, slopes = 0.0, 0, 0, []
+    for i, (at, _) in enumerate(found):
+        others = [reward for other, reward in rewards.items() if other[:2] == at[:2] and other != at]
+        assert len(others) == settings.group_size - 1
+        advantage = rewards[at] - sum(others) / len(others)
+        slopes.append([])
+        for u in range(len(new[i])):
+            rho = np.exp(new[i][u] - old[i][u])
+            bounded = min(max(rho, 1 - settings.clip_low), 1 + settings.clip_high)
+            term, slope = rho * advantage, rho * advantage  # d rho / d log pi = rho
+            if bounded * advantage < term:
+                term, slope, clipped = bounded * advantage, 0.0, clipped + 1
+            d = reference[i][u] - new[i][u]
+            term -= settings.kl_coefficient * (np.exp(d) - d - 1)
+            slope -= settings.kl_coefficient * (1 - np.exp(d))
+            loss -= term / len(new[i]) / len(found)
+            slopes[-1].append(-slope / len(new[i]) / len(found))
+            tokens += 1
+    return loss, clipped / tokens, unshared_gradient(model, params, branches, settings.temperature, slopes)
+
+
+# ---------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize(("mode", "template"), [("uniform", PLAIN), ("span", TEMPLATE), ("entropy", TEMPLATE)])
+def test_positions_and_baseline(mode, template):
+    _, state, batch, samples = prepared(template=template, config=configure(position_mode=mode))
+    first = 4 if mode == "span" else template.first
+    model = small()
+    for b in range(4):
+        possible = range(first, batch["length_B"][b] - 1)  # two targets have to fit
+        valid_K = np.asarray(samples.valid_BK[b])
+        assert valid_K.sum() == min(2, len(possible))
+        assert set(np.asarray(samples.position_BK[b])[valid_K]) <= set(possible)
+        plain = np.array([[*template.plain, *batch["tokens_BT"][b]]], np.int32)
+        exact = jax.nn.log_softmax(apply(model, state.ema_params, plain)[0][0])  # phi, never theta
+        for k in np.flatnonzero(valid_K):
+            t = int(samples.position_BK[b, k])
+            at = len(template.plain) + t + np.arange(2) - 1
+            np.testing.assert_allclose(
+                samples.s_ema_BKH[b, k], exact[at, batch["tokens_BT"][b, t : t + 2]], rtol=1e-4, atol=1e-5
+            )
+    assert samples.thought_BKGL.shape == (4, 2, 3, 5) and (samples.length_BKG >= 1).all()
+
+
+def test_entropy_mode_goes_where_the_baseline_is_unsure():
+    """A baseline that is certain after token 20 alone: no position that follows a 20 is chosen."""
+    model, config = small("qwen3"), configure(position_mode="entropy", positions=1, horizon=1)
+    params = rough_params(model)
+    # Certain where the residual stream has a large first entry, which only token 20's embedding gives it.
+    params["embed"]["embedding"] = params["embed"]["embedding"].at[:, 0].set(0.0).at[20, 0].set(1e3)
+    params["layers"]["attention"]["o"]["kernel"] = params["layers"]["attention"]["o"]["kernel"].at[..., 0].set(0.0)
+    params["layers"]["mlp"]["down"]["kernel"] = params["layers"]["mlp"]["down"]["kernel"].at[..., 0].set(0.0)
+    params["head"]["kernel"] = params["head"]["kernel"].at[0].set(0.0).at[0, 33].set(50.0)
+    params["final_norm"]["scale"] = jnp.ones(16)
+    batch = batch_of(290, length_B=(9,) * 64)
+    batch["tokens_BT"][:, ::2] = 20
+    _, sample, _ = steps(model, TEMPLATE, config)
+    samples = sample(params, params, batch, jax.random.key(0))
+    before = np.where(samples.position_BK == 0, TEMPLATE.plain[0], 20 * (samples.position_BK % 2))
+    assert samples.valid_BK.all() and not (before == 20).any()
+
+
+def test_sampling_is_a_function_of_its_key_and_its_documents():
+    model, state, batch, samples = prepared()
+    _, sample, _ = steps(model, TEMPLATE, CONFIG)
+    again = sample(state.params, state.ema_params, batch, jax.random.key(3))
+    chex.assert_trees_all_equal(again, samples)
+    other = sample(state.params, state.ema_params, batch, jax.random.key(4))
+    assert not np.array_equal(other.thought_BKGL, samples.thought_BKGL)
+    order = [3, 1, 0, 2]
+    moved = sample(state.params, state.ema_params, {k: v[order] for k, v in batch.items()}, jax.random.key(3))
+    for name in ("position_BK", "valid_BK", "thought_BKGL", "length_BKG", "stopped_BKG"):
+        np.testing.assert_array_equal(getattr(moved, name), getattr(samples, name)[np.array(order)])
+
+
+# ---------------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize(("family", "remat"), [("llama", False), ("qwen3", True)])
+def test_loss_and_gradient_against_the_slow_reference(family, remat):
+    model, state, batch, samples = prepared(family, remat=remat)
+    assert samples.valid_BK.sum() == 7 and not samples.valid_BK.all()  # the short document has one position
+    if family == "llama":  # thoughts of all sorts
+        valid = np.asarray(samples.valid_BK)
+        assert len(np.unique(samples.length_BKG[valid])) >= 4 and 0 < samples.stopped_BKG[valid].mean() < 1
+    new, metrics, scores = steps(model, TEMPLATE, CONFIG)[2](state, batch, samples)
+    rewards = slow_rewards(model, state.params, TEMPLATE, batch, samples, CONFIG)
+    for at, reward in rewards.items():
+        np.testing.assert_allclose(scores.reward_BKG[at], reward, rtol=1e-4, atol=1e-4)
+    p = state.params
+    loss, _, grads = slow_loss(model, p, p, p, TEMPLATE, batch, samples, rewards, CONFIG)
+    assert relative_error(new.opt_state, grads) < 2e-5
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    # Every ratio is exactly 1, so the loss is minus the mean advantage, which is nought in each group.
+    np.testing.assert_allclose(metrics["loss"], loss, atol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], 0.0, atol=1e-6)
+    assert metrics["clip_fraction"] == 0.0 and metrics["finite"] == 1.0
+    assert metrics["logprob_gap"] < 1e-5  # the sampler says the same
+    np.testing.assert_allclose(metrics["reward_mean"], np.mean(list(rewards.values())), rtol=1e-4)
+    valid = np.asarray(samples.valid_BK)
+    np.testing.assert_allclose(metrics["thought_len"], np.asarray(samples.length_BKG)[valid].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["stop_rate"], np.asarray(samples.stopped_BKG)[valid].mean(), rtol=1e-6)
+    assert metrics["positions"] == 7 and metrics["thought_tokens"] == np.asarray(samples.length_BKG)[valid].sum()
+
+
+def test_positions_without_room_weigh_nothing():
+    model, state, batch, samples = prepared(length_B=(9, 1, 9, 8))
+    assert not samples.valid_BK[1].any()
+    _, _, learn = steps(model, TEMPLATE, CONFIG)
+    new, metrics, _ = learn(state, batch, samples)
+    rows = np.array([0, 2, 3])
+    fewer, fewer_metrics, _ = learn(
+        state, {k: v[rows] for k, v in batch.items()}, jax.tree.map(lambda x: x[rows], samples)
+    )
+    assert relative_error(new.opt_state, fewer.opt_state) < 1e-5
+    for name in ("reward_mean", "reward_std", "entropy", "s_ema", "thought_len", "positions"):
+        np.testing.assert_allclose(metrics[name], fewer_metrics[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kl_coefficient", "parts"), [(0.0, 2), (0.3, 4)])
+def test_microbatches_are_memory_not_maths(kl_coefficient, parts):
+    results = []
+    for microbatches in (1, parts):
+        config = configure(microbatches=microbatches, kl_coefficient=kl_coefficient)
+        model, state, batch, samples = prepared(config=CONFIG)
+        new, metrics, scores = steps(model, TEMPLATE, config)[2](state, batch, samples, rough_params(model, 2))
+        results.append((new.opt_state, metrics, scores.reward_BKG))
+    (whole_grads, whole, whole_reward_BKG), (grads, metrics, reward_BKG) = results
+    assert relative_error(grads, whole_grads) < 1e-5
+    np.testing.assert_allclose(reward_BKG, whole_reward_BKG, rtol=1e-5, atol=1e-5)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def closing_case():
+    """Two documents with one position; thoughts of two tokens, closed by the sampler or by the scorer."""
+    model, template = small("qwen3"), TEMPLATE
+    settings = dict(positions=1, horizon=1)
+    sampled, capped = configure(thought_tokens=3, **settings), configure(thought_tokens=2, **settings)
+    batch = batch_of(290, length_B=(9, 9))
+    state = init_state(rough_params(model), recorder())
+    thought_BKGL = np.random.default_rng(0).integers(8, 290, (2, 1, 3, 3)).astype(np.int32)
+    thought_BKGL[..., 2] = 2
+
+    def samples(length, stopped):
+        shape = (2, 1, 3)
+        return rlp.Samples(
+            np.array([[4], [6]], np.int32), np.ones((2, 1), bool), np.full((2, 1, 1), -3.0, np.float32),
+            thought_BKGL[..., :length], np.full(shape, length, np.int32), np.full(shape, stopped),
+            np.zeros((*shape, length), np.float32),
+        )  # fmt: skip
+
+    return model, template, state, batch, (sampled, samples(3, True)), (capped, samples(2, False))
+
+
+def test_a_sampled_closing_tag_learns_and_an_appended_one_does_not():
+    """Both read the same sequences and earn the same rewards; they differ by the closing tag's own gradient."""
+    model, template, state, batch, (sampled, samples_3), (capped, samples_2) = closing_case()
+    new_3, _, scores_3 = steps(model, template, sampled)[2](state, batch, samples_3)
+    new_2, _, scores_2 = steps(model, template, capped)[2](state, batch, samples_2)
+    np.testing.assert_allclose(scores_3.reward_BKG, scores_2.reward_BKG, rtol=1e-5, atol=1e-5)
+    branches = [branch for _, branch in branch_list(template, batch, samples_3, 1)]
+    advantage = np.asarray(scores_3.advantage_BKG).reshape(-1)
+
+    # -1/(B G) sum of A log pi(closing tag), the third token
+    closing = unshared_gradient(model, state.params, branches, 0.7, [[0, 0, -a / 6] for a in advantage])
+    assert optax.tree.norm(closing) > 1e-2
+    difference = jax.tree.map(lambda three, two: 3 * three - 2 * two, new_3.opt_state, new_2.opt_state)
+    assert relative_error(difference, closing) < 1e-4
+
+
+def test_the_second_update_is_measured_from_the_first():
+    config = configure(updates_per_batch=2)
+    model, state, batch, samples = prepared()
+    learning_rate = 0.3
+    new, metrics, scores = steps(model, TEMPLATE, config, learning_rate=learning_rate)[2](state, batch, samples)
+    old = state.params
+    rewards = slow_rewards(model, old, TEMPLATE, batch, samples, config)
+    rest = (TEMPLATE, batch, samples, rewards, config)
+    _, _, first = slow_loss(model, old, old, old, *rest)
+    moved = jax.tree.map(lambda p, g: p - learning_rate * g, old, first)
+    loss, clipped, second = slow_loss(model, moved, old, old, *rest)
+    np.testing.assert_allclose(scores.reward_BKG[0, 0], [rewards[0, 0, g] for g in range(3)], rtol=1e-4, atol=1e-4)
+    assert clipped > 0 and abs(loss) > 1e-3  # ratios have left 1, some beyond the clip
+    np.testing.assert_allclose(metrics["clip_fraction"], clipped, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-3)
+    assert relative_error(new.opt_state, second) < 1e-3  # the first step's rounding, through exp
+    ema = state.ema_params  # moves after each update
+    for params in (moved, new.params):
+        ema = objective.ema_update(ema, params, 0.9)
+    chex.assert_trees_all_close(new.ema_params, ema, rtol=1e-4, atol=1e-5)
+    assert new.step == state.step + 1
+
+
+def test_kl_to_the_reference():
+    config = configure(kl_coefficient=0.3)
+    model, state, batch, samples = prepared()
+    without, _, _ = steps(model, TEMPLATE, CONFIG)[2](state, batch, samples)
+    learn = steps(model, TEMPLATE, config)[2]
+    at_start, metrics, _ = learn(state, batch, samples, state.params)
+    assert metrics["kl"] == 0.0  # neither value nor gradient where policy and reference agree
+    assert relative_error(at_start.opt_state, without.opt_state) < 1e-5
+    reference = rough_params(model, 2)
+    new, metrics, _ = learn(state, batch, samples, reference)
+    assert metrics["kl"] > 0.1
+    rewards = slow_rewards(model, state.params, TEMPLATE, batch, samples, config)
+    loss, _, grads = slow_loss(model, state.params, state.params, reference, TEMPLATE, batch, samples, rewards, config)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], 0.3 * metrics["kl"], rtol=1e-4)
+    assert relative_error(new.opt_state, grads) < 2e-5
+
+
+def test_the_baseline_changes_rewards_and_nothing_else():
+    model, state, batch, samples = prepared()
+    _, sample, learn = steps(model, TEMPLATE, CONFIG)
+    other = sample(state.params, rough_params(model, 7), batch, jax.random.key(3))
+    np.testing.assert_array_equal(other.thought_BKGL, samples.thought_BKGL)
+    assert np.abs(other.s_ema_BKH - samples.s_ema_BKH).max() > 0.1
+    new, _, scores = learn(state, batch, samples)
+    other_new, _, other_scores = learn(state, batch, other)
+    shift_BKG = other_scores.reward_BKG - scores.reward_BKG
+    wanted_BK = (samples.s_ema_BKH - other.s_ema_BKH).mean(-1)
+    np.testing.assert_allclose(shift_BKG, np.repeat(wanted_BK[..., None], 3, -1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other_scores.advantage_BKG, scores.advantage_BKG, rtol=1e-4, atol=1e-5)
+    assert relative_error(other_new.opt_state, new.opt_state) < 1e-5
+
+
+@pytest.mark.parametrize("where", ["params", "reward", "one microbatch"])
+def test_what_is_not_finite_changes_nothing_but_the_step_counter(where):
+    config = configure(microbatches=2) if where == "one microbatch" else CONFIG
+    model, state, batch, samples = prepared()
+    optimizer = ADAM
+    learn = steps(model, TEMPLATE, config, optimizer)[2]
+    state = init_state(state.params, optimizer)._replace(ema_params=state.ema_params, step=jnp.int32(6))
+    if where == "params":
+        scale = state.params["final_norm"]["scale"].at[3].set(jnp.nan)
+        state = state._replace(params=state.params | {"final_norm": {"scale": scale}})
+    else:
+        samples = samples._replace(s_ema_BKH=samples.s_ema_BKH.at[3, 0, 0].set(-jnp.inf))
+    new, metrics, _ = learn(state, batch, samples)
+    assert metrics["finite"] == 0.0 and new.step == 7
+    for a, b in zip(jax.tree.leaves(new._replace(step=state.step)), jax.tree.leaves(state), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_an_update_moves_parameters_then_the_average():
+    model, state, batch, samples = prepared()
+    optimizer = ADAM
+    learn = steps(model, TEMPLATE, CONFIG, optimizer)[2]
+    state = init_state(state.params, optimizer)._replace(ema_params=state.ema_params)
+    new, metrics, _ = learn(state, batch, samples)
+    assert metrics["finite"] == 1.0 and new.step == 1
+    assert relative_error(new.params, state.params) > 1e-3
+    wanted = jax.tree.map(lambda ema, param: 0.9 * ema + 0.1 * param, state.ema_params, new.params)  # tau of CONFIG
+    chex.assert_trees_all_close(new.ema_params, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_donates_its_state_and_asks_for_what_it_needs():
+    model, state, batch, samples = prepared()
+    step = rlp.make_step(model, recorder(), TEMPLATE, CONFIG)
+    chex.assert_trees_all_equal(step.sample(state.params, state.ema_params, batch, jax.random.key(3)), samples)
+    again = jax.tree.map(jnp.copy, state)
+    new, _, _ = step.learn(again, batch, samples)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((again.params, again.ema_params)))
+    assert relative_error(new.opt_state, steps(model, TEMPLATE, CONFIG)[2](state, batch, samples)[0].opt_state) < 1e-6
+    with pytest.raises(ValueError, match="reference_params"):
+        rlp.make_step(model, recorder(), TEMPLATE, configure(kl_coefficient=0.1))
+
+
+def test_bfloat16_compute_gives_nearly_the_same_step():
+    model, state, batch, samples = prepared()
+    half = small(compute_dtype="bfloat16")
+    new, _, scores = steps(model, TEMPLATE, CONFIG)[2](state, batch, samples)
+    half_new, half_metrics, half_scores = steps(half, TEMPLATE, CONFIG)[2](state, batch, samples)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((half_new, half_metrics, half_scores)))
+    # Logits are off by a few percent of their spread of 1.5 (models/test_transformer.py), rewards by as much in nats.
+    assert np.abs(half_scores.reward_BKG - scores.reward_BKG).max() < 0.3
+    assert {leaf.dtype for leaf in jax.tree.leaves((half_new.params, half_new.opt_state))} == {jnp.dtype("float32")}
+    a, b = (jnp.concatenate([g.ravel() for g in jax.tree.leaves(s.opt_state)]) for s in (half_new, new))
+    assert jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b)) > 0.98
+    # Sampled by the bfloat16 model itself, the gap between sampler and trainer is that of two orders of summation.
+    own = steps(half, TEMPLATE, CONFIG)[1](state.params, state.ema_params, batch, jax.random.key(3))
+    assert 0 < steps(half, TEMPLATE, CONFIG)[2](state, batch, own)[1]["logprob_gap"] < 0.05
+    assert half_metrics["clip_fraction"] == 0.0  # the ratio is 1 all the same: pi_old is the trainer's own
+
+
+def test_thoughts_that_help_become_likelier():
+    """One-token thoughts are a bandit: the reward of every arm is known by scoring all of them. Their expected reward
+    under the policy, at the predictor of the start, must rise: only what the policy learned can do that."""
+    model, template = small("llama", vocab_size=12), PLAIN._replace(open=(1,), close=(2,))
+    config = configure(positions=1, horizon=1, thought_tokens=1, group_size=16, temperature=1.0, position_mode="span")
+    batch = batch_of(12, length_B=(5, 5, 5, 5), T=5)
+    optimizer = optax.adam(3e-3)
+    start = rough_params(model)
+    state = init_state(start, optimizer)
+    position = np.array([3, 2, 1, 3])
+
+    def arms(b):
+        document, t = batch["tokens_BT"][b].tolist(), int(position[b])
+        return [Branch(template, document, t, [c], c == 2, [document[t]]) for c in range(12)]
+
+    everything = [branch for b in range(4) for branch in arms(b)]
+
+    worth = [float(target[0]) for _, target in unshared_scores(model, start, everything, 1.0)]
+
+    def expected(params):
+        chance = [float(jnp.exp(thought[0])) for thought, _ in unshared_scores(model, params, everything, 1.0)]
+        assert sum(chance) == pytest.approx(4)
+        return np.dot(chance, worth) / 4
+
+    batch["span_BT"] = np.arange(5) == position[:, None]
+    _, sample, learn = steps(model, template, config, optimizer)
+    before, rewards = expected(state.params), []
+    best = np.reshape(worth, (4, 12)).max(1).mean()
+    for n in range(30):
+        samples = sample(state.params, state.ema_params, batch, jax.random.key(n))
+        state, metrics, _ = learn(state, batch, samples)
+        rewards.append(float(metrics["reward_mean"]))
+    after = expected(state.params)
+    assert after > before + 0.3 * (best - before)
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.1
