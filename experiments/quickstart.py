@@ -21,5 +21,5 @@ def config() -> Config:
         rlp=RLPConfig(group_size=16, positions=2, position_mode="span", thought_tokens=16),
         optimizer=OptimizerConfig(learning_rate=1e-4),
         data=DataConfig(sources=("compose:2048",), document_tokens=32, heldout_fraction=0.125),
-        eval=EvalConfig(documents=128, positions=3, group_size=4, batch_documents=32),
+        eval=EvalConfig(every=10, documents=128, positions=3, group_size=4, batch_documents=32),
     )

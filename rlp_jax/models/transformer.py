@@ -199,6 +199,7 @@ class LanguageModel:
         """`apply` without the projection to the vocabulary: final hidden states, shape of tokens + [D]."""
         if cache is not None and cache.prefix_length_BR is None:
             raise ValueError("the cache is a prefix: fork(cache, prefix_length_BR, capacity) it before continuing")
+        tokens = jnp.asarray(tokens, jnp.int32)
         if tokens.ndim != 2 and not (tokens.ndim == 3 and cache is not None):
             raise ValueError(f"tokens have {tokens.ndim} axes: expected [B, T], or [B, R, S] with a forked cache")
         tokens_BRS = tokens[:, None] if tokens.ndim == 2 else tokens

@@ -111,7 +111,8 @@ def sample_thoughts(
     if jax.default_backend() == "cpu" if unroll is None else unroll:
         model, params, cache = model.unrolled(), unstack_layers(params), unstack_cache(cache)
     B, R = prefix_length_BR.shape
-    branches = fork(cache, prefix_length_BR, len(open_tokens) + max_tokens)
+    # The barrier keeps XLA from evaluating attention over the still empty room at compile time.
+    branches = jax.lax.optimization_barrier(fork(cache, prefix_length_BR, len(open_tokens) + max_tokens))
     opening_BRS = jnp.broadcast_to(jnp.asarray(open_tokens, jnp.int32), (B, R, len(open_tokens)))
     hidden_BRSD, branches = model.hidden(params, opening_BRS, branches)
     close_C = jnp.asarray(close_tokens, jnp.int32)
