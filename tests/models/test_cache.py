@@ -8,6 +8,7 @@ from reference import FAMILIES, apply, padded, rough_params, tiny
 
 from rlp_jax.models.cache import fork
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 families = pytest.mark.parametrize("family", list(FAMILIES))
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -11,6 +11,8 @@ from reference import FAMILIES, PLAIN, RICH, apply, rough_params, tiny
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.rollout import scoring
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 TAGS = TemplateTokens(plain=(), context=(), open=(91, 92), close=(93, 94))
 
 
