@@ -1,6 +1,6 @@
 """Prints the held-out results of run directories as a Markdown table, from their summary.json.
 
-    python -m experiments.results_table experiments/results/quickstart/seed*
+python -m experiments.results_table experiments/results/quickstart/seed*
 """
 
 import json
@@ -14,12 +14,18 @@ def signed(value: float) -> str:
 
 def row(name: str, when: str, values: dict) -> str:
     low, high = values["gain_ci95"]
-    return (
-        f"| {name} | {when} | {signed(values['gain'])} [{signed(low)}, {signed(high)}] | {signed(values['gain_empty'])} "
-        f"| {signed(values['gain_shuffled'])} | {values['ce_think']:.3f} / {values['ce_no_think']:.3f} "
-        f"| {values['acc_think']:.1%} / {values['acc_no_think']:.1%} | {values['thought_len']:.1f} "
-        f"| {values['stop_rate']:.0%} |"
+    cells = (
+        name,
+        when,
+        f"{signed(values['gain'])} [{signed(low)}, {signed(high)}]",
+        signed(values["gain_empty"]),
+        signed(values["gain_shuffled"]),
+        f"{values['ce_think']:.3f} / {values['ce_no_think']:.3f}",
+        f"{values['acc_think']:.1%} / {values['acc_no_think']:.1%}",
+        f"{values['thought_len']:.1f}",
+        f"{values['stop_rate']:.0%}",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def table(run_dirs: list[Path]) -> str:

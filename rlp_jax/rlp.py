@@ -103,7 +103,7 @@ def learn(
         grads, metrics, scores = _gradient(
             model, template, config, state.params, batch, samples, reference_params, scores
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["reward_mean"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
