@@ -3,7 +3,9 @@
 The text is not part of the project. By default it is looked for in `data/` of the working directory, or where
 RLP_DATA says: `gsm8k_train.jsonl` (fields question, answer), or any .jsonl with a field `text` (see `config`).
 
-Positions are drawn from the worked answer; 8 tokens are scored, so that one token's accident does not decide a reward.
+On gsm8k positions are the starts of the worked answer's lines, the thought is a plan for the line, and the context
+holds one worked example of such plans (`PLANS`), of our own making; the baseline reads the plain document. Eight tokens
+are scored, so that one token's accident does not decide a reward.
 """
 
 import os
@@ -17,26 +19,40 @@ from rlp_jax.config import (
     EvalConfig,
     OptimizerConfig,
     RLPConfig,
+    Template,
 )
 
+PLANS = Template(
+    instruction="""Question: A box holds 12 pens. Tom buys 3 boxes and gives away 6 pens. How many pens are left?
+Answer: (Plan: find how many pens he buys)
+Tom buys 12*3=36 pens
+(Plan: take away the pens he gives away)
+He has 36-6=30 pens left
+
+""",
+    open="(Plan:",
+    close=")\n",
+)
+# corpus: file, text, span, span pattern, template
 CORPORA = {
-    "gsm8k": ("sft/gsm8k_train.jsonl", "Question: {question}\nAnswer: {answer}", "{answer}"),
-    "textbook_discrete": ("text/math_textbook_discrete.jsonl", "{text}", ""),
-    "textbook_linear_algebra": ("text/math_textbook_linear_algebra.jsonl", "{text}", ""),
-    "encyclopedia": ("text/wikitext2_valid.jsonl", "{text}", ""),
+    "gsm8k": ("sft/gsm8k_train.jsonl", "Question: {question}\nAnswer: {answer}", "{answer}", "(?m)^", PLANS),
+    "textbook_discrete": ("text/math_textbook_discrete.jsonl", "{text}", "", "", Template()),
+    "textbook_linear_algebra": ("text/math_textbook_linear_algebra.jsonl", "{text}", "", "", Template()),
+    "encyclopedia": ("text/wikitext2_valid.jsonl", "{text}", "", "", Template()),
 }
 
 
 def config(corpus: str = "gsm8k") -> Config:
     if corpus not in CORPORA:
         raise ConfigError(f"corpus is {corpus!r}: choose one of {', '.join(CORPORA)}")
-    file, text, span = CORPORA[corpus]
+    file, text, span, span_pattern, template = CORPORA[corpus]
     return Config(
         name=f"smollm2-{corpus}",
         model="smollm2-135m-instruct",
         steps=60,
         batch_documents=16,
         remat=False,
+        template=template,
         rlp=RLPConfig(
             group_size=8,
             horizon=8,
@@ -44,11 +60,12 @@ def config(corpus: str = "gsm8k") -> Config:
             position_mode="span" if span else "uniform",
             microbatches=8,
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-5),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
         data=DataConfig(
             sources=(str(Path(os.environ.get("RLP_DATA", "data")) / file),),
             text=text,
             span=span,
+            span_pattern=span_pattern,
             document_tokens=192,
             min_tokens=32,
             heldout_fraction=0.02,

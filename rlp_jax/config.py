@@ -70,6 +70,7 @@ class DataConfig:
     sources: tuple[str, ...] = ()
     text: str = "{text}"  # str.format over a jsonl record's fields
     span: str = ""  # likewise; the part of the text that positions of mode "span" come from ("" = all of it)
+    span_pattern: str = ""  # regular expression: only its matches within the spans count ("" = all of a span)
     document_tokens: int = 2048  # longer documents are cut into consecutive pieces
     min_tokens: int = 8  # shorter pieces are dropped (and counted)
     heldout_fraction: float = 0.05  # by hash of the document's text

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,16 @@ def stable_hash(purpose: str, text: str) -> int:
 def is_heldout(text: str, fraction: float) -> bool:
     """Whether a text belongs to the held-out split: by its hash, so that copies of it stay on one side."""
     return stable_hash("heldout", text) < fraction * 2**64
+
+
+def narrow_spans(document: Document, pattern: re.Pattern) -> Document:
+    """The document with the pattern's matches within its spans as its spans. An empty match stands for the character
+    after it, so that "(?m)^" is the first character of each line. ^ and look-behinds see the text before a span."""
+    spans = []
+    for start, end in document.spans:
+        matches = (match.span() for match in pattern.finditer(document.text, start, end))
+        spans.extend((first, max(last, first + 1)) for first, last in matches if first < end)
+    return document._replace(spans=tuple(spans))
 
 
 def tokenize(document: Document, tokenizer) -> tuple[np.ndarray, np.ndarray]:

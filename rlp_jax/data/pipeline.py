@@ -5,6 +5,7 @@ Documents are tokenised once, before training. Grain then shuffles, repeats and 
 """
 
 import collections
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import grain
 import numpy as np
 
 from rlp_jax.config import ConfigError, DataConfig, PositionMode
-from rlp_jax.data.documents import TokenizedDocument, cut, is_heldout, stable_hash
+from rlp_jax.data.documents import TokenizedDocument, cut, is_heldout, narrow_spans, stable_hash
 from rlp_jax.data.sources import open_sources
 
 Batch = dict[str, np.ndarray]
@@ -48,6 +49,7 @@ def load_documents(
       ConfigError: a setting out of range, or a source that cannot be read; the message names file and line.
     """
     _check(config)
+    pattern = re.compile(config.span_pattern) if config.span_pattern else None
     sources = open_sources(config, seed)
     total = sum(len(source) for source in sources)
     report = collections.Counter(documents=total)
@@ -56,7 +58,7 @@ def load_documents(
     read = 0
     for source in sources:
         for i in range(len(source)):
-            document = source[i]
+            document = source[i] if pattern is None else narrow_spans(source[i], pattern)
             text_hash = stable_hash("copies", document.text)
             occurrence = seen[text_hash]
             seen[text_hash] += 1
@@ -216,5 +218,9 @@ def _check(config: DataConfig) -> None:
         )
     if not 0 <= config.heldout_fraction < 1:
         raise ConfigError(f"data.heldout_fraction is {config.heldout_fraction}: it must be at least 0 and below 1")
+    try:
+        re.compile(config.span_pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"data.span_pattern is {config.span_pattern!r}, no regular expression: {error}") from None
     if config.heldout_documents < 0:
         raise ConfigError(f"data.heldout_documents is {config.heldout_documents}: it must be at least 0")

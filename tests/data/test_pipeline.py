@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rlp_jax.config import ConfigError, DataConfig
-from rlp_jax.data.documents import Document, TokenizedDocument, cut, is_heldout, tokenize
+from rlp_jax.data.documents import Document, TokenizedDocument, cut, is_heldout, narrow_spans, tokenize
 from rlp_jax.data.pipeline import collate, heldout_batches, load_documents, train_batches
 from rlp_jax.data.tokenizer import Tokenizer
 
@@ -95,6 +96,42 @@ def test_span_of_an_answer_is_its_tokens():
     text = "the mat was warm and the answer is 42"
     tokens_T, span_T = tokenize(Document(text, ((len(text) - 2, len(text)), (4, 7)), 0, "f:1"), BPE)
     assert BPE.decode(tokens_T[span_T]) in (" mat 42", " mat42")
+
+
+def narrowed(text, spans, pattern):
+    return narrow_spans(Document(text, spans, 0, "f:1"), re.compile(pattern)).spans
+
+
+def test_span_pattern_keeps_matches_within_spans():
+    text = "one 12\ntwo 345\n"
+    assert narrowed(text, ((0, 15),), r"\d+") == ((4, 6), (11, 14))
+    assert narrowed(text, ((5, 13),), r"\d+") == ((5, 6), (11, 13))  # never beyond a span
+    assert narrowed(text, ((0, 4), (7, 11)), r"\d+") == ()
+
+
+def test_empty_matches_of_a_span_pattern_are_the_characters_after_them():
+    text = "Answer: a\nbc\nd"
+    assert narrowed(text, ((8, 14),), "(?m)^") == ((10, 11), (13, 14))  # the span's own start is no line start
+    assert narrowed(text, ((10, 14),), "(?m)^") == ((10, 11), (13, 14))  # here it is
+    assert narrowed(text, ((8, 14),), "(?m)^|(?<=: )") == ((8, 9), (10, 11), (13, 14))
+    assert narrowed(text, ((8, 14),), "$") == ()  # nothing follows in the span
+
+
+def test_span_pattern_chooses_the_tokens_of_line_starts(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"q": "x\ny\n", "a": "ab\ncd\nef"}) + "\n" + json.dumps({"q": "x\ny", "a": "ab"}) + "\n")
+    settings_ = config(str(path), text="{q}{a}", span="{a}", span_pattern="(?m)^", heldout_fraction=0.0)
+    splits = load_documents(settings_, BYTES, seed=0, position_mode="span")
+    (piece,) = splits.train
+    assert BYTES.decode(piece.tokens_T[piece.span_T]) == "ace"
+    assert splits.report["without_span"] == 1
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2,1}", "(?P<x"])
+def test_a_broken_span_pattern_is_named(tmp_path, pattern):
+    path = write(tmp_path / "a.jsonl", ["abc"])
+    with pytest.raises(ConfigError, match=r"data\.span_pattern is .*no regular expression"):
+        load_documents(config(path, span_pattern=pattern), BYTES, seed=0)
 
 
 def test_reading_counts_what_it_drops(tmp_path):
