@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlp_jax.checkpoints_io.huggingface import checked
+from rlp_jax.checkpoints_io.hf_config import checked
 from rlp_jax.checkpoints_io.names import CheckpointError, Params, assemble
 from rlp_jax.models.transformer import ModelConfig
 

@@ -9,7 +9,8 @@ import pytest
 
 from rlp_jax.checkpoints_io import gguf_file
 from rlp_jax.checkpoints_io.load import read
-from rlp_jax.checkpoints_io.names import CheckpointError, disassemble, tensors
+from rlp_jax.checkpoints_io.names import CheckpointError, disassemble
+from rlp_jax.checkpoints_io.tables import tensors
 
 
 def interleave(weight, heads):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rlp_jax.checkpoints_io.huggingface import config_from_json, config_to_json, read_directory, write_directory
+from rlp_jax.checkpoints_io.hf_config import config_from_json, config_to_json
+from rlp_jax.checkpoints_io.huggingface import read_directory, write_directory
 from rlp_jax.checkpoints_io.names import CheckpointError
 from rlp_jax.models.presets import CONFIGS
 

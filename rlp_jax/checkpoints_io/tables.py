@@ -1,0 +1,120 @@
+"""Which tensors each family has: one table of names per family, with shapes here and in checkpoints.
+
+Checkpoints store a linear layer as [out, in] with heads flattened; the tree of ARCHITECTURE.md stores [in, out] with
+heads apart and layers stacked. Both are views of the same numbers, so a round trip is exact.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from rlp_jax.models.transformer import ModelConfig
+
+Params = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be read or written: one line naming the file, the tensor or field, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """Where one parameter lives: its path in the tree, in Hugging Face files and in GGUF files ({} is the layer)."""
+
+    path: str
+    huggingface: str
+    gguf: str
+
+
+LLAMA = (
+    Name("embed/embedding", "model.embed_tokens.weight", "token_embd.weight"),
+    Name("layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    Name("layers/attention/q/kernel", "model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight"),
+    Name("layers/attention/k/kernel", "model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight"),
+    Name("layers/attention/v/kernel", "model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
+    Name("layers/attention/o/kernel", "model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
+    Name("layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    Name("layers/mlp/gate/kernel", "model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
+    Name("layers/mlp/up/kernel", "model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
+    Name("layers/mlp/down/kernel", "model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
+    Name("final_norm/scale", "model.norm.weight", "output_norm.weight"),
+    Name("head/kernel", "lm_head.weight", "output.weight"),
+)
+
+QWEN3 = (
+    *LLAMA,
+    Name("layers/attention/q_norm/scale", "model.layers.{}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight"),
+    Name("layers/attention/k_norm/scale", "model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight"),
+)
+
+FAMILIES: dict[str, tuple[Name, ...]] = {"llama": LLAMA, "qwen3": QWEN3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A parameter of one config. `shape` is one layer's in our tree, `stored` the same in a checkpoint.
+
+    `layers` are the model's layers that the leaf's leading axis stacks, in order; None for a leaf that is not stacked.
+    """
+
+    name: Name
+    shape: tuple[int, ...]
+    stored: tuple[int, ...]
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def transposed(self) -> bool:
+        return self.name.path.endswith("/kernel")
+
+    def to_tree(self, stored: np.ndarray) -> np.ndarray:
+        """A checkpoint's array as one layer of the tree (a view)."""
+        return (stored.T if self.transposed else stored).reshape(self.shape)
+
+    def to_stored(self, leaf: np.ndarray) -> np.ndarray:
+        """The inverse of `to_tree`."""
+        return leaf.reshape(self.stored[::-1]).T if self.transposed else leaf.reshape(self.stored)
+
+
+def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
+    """Every parameter of a config with its names and shapes.
+
+    Raises:
+      CheckpointError: a family without a table, or one that contradicts `qk_norm`.
+    """
+    if config.family not in FAMILIES:
+        raise CheckpointError(f"family {config.family!r} has no table of names; supported: {', '.join(FAMILIES)}")
+    if config.qk_norm != (config.family == "qwen3"):
+        raise CheckpointError(
+            f"family {config.family!r} with qk_norm={config.qk_norm} is not a published architecture: "
+            "qwen3 has qk_norm, llama has not"
+        )
+    D, V, F, E = config.d_model, config.vocab_size, config.d_ff, config.head_dim
+    N, M = config.n_heads, config.n_kv_heads
+    shapes = {
+        "embed/embedding": (V, D),
+        "layers/attention/q/kernel": (D, N, E),
+        "layers/attention/k/kernel": (D, M, E),
+        "layers/attention/v/kernel": (D, M, E),
+        "layers/attention/o/kernel": (N, E, D),
+        "layers/attention/q_norm/scale": (E,),
+        "layers/attention/k_norm/scale": (E,),
+        "layers/mlp/gate/kernel": (D, F),
+        "layers/mlp/up/kernel": (D, F),
+        "layers/mlp/down/kernel": (F, D),
+        "head/kernel": (D, V),
+    }
+    result = []
+    for name in FAMILIES[config.family]:
+        if name.path == "head/kernel" and config.tie_embeddings:
+            continue
+        shape = shapes.get(name.path, (D,))
+        if name.path == "layers/attention/o/kernel":
+            stored = (D, N * E)
+        elif name.path.endswith("/kernel"):
+            stored = (int(np.prod(shape[1:])), shape[0])
+        else:
+            stored = shape
+        layers = tuple(range(config.n_layers)) if name.path.startswith("layers/") else None
+        result.append(Tensor(name, shape, stored, layers))
+    return tuple(result)
