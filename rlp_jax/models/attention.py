@@ -24,8 +24,8 @@ class Segment(NamedTuple):
     mask: jax.Array
 
 
-def attend(q_BRSNE: jax.Array, segments: list[Segment]) -> jax.Array:
-    """softmax(q k / sqrt(E)) v with one softmax over the keys of all segments.
+def attend(q_BRSNE: jax.Array, segments: list[Segment], scale: float | None = None) -> jax.Array:
+    """softmax(scale · q k) v with one softmax over the keys of all segments; scale is 1 / sqrt(E) unless given.
 
     Query heads share key/value heads in groups (N a multiple of M). Scores and softmax are float32.
 
@@ -36,7 +36,7 @@ def attend(q_BRSNE: jax.Array, segments: list[Segment]) -> jax.Array:
     M = segments[0].k.shape[1]
     # Rows of one (document, key head) side by side: a shared segment is then one matrix product for all branches.
     q_BMRQE = q_BRSNE.reshape(B, R, S, M, N // M, E).transpose(0, 3, 1, 2, 4, 5).reshape(B, M, R, S * (N // M), E)
-    q_BMRQE = q_BMRQE * jnp.asarray(E**-0.5, q_BRSNE.dtype)
+    q_BMRQE = q_BMRQE * jnp.asarray(E**-0.5 if scale is None else scale, q_BRSNE.dtype)
     scores = [_scores(q_BMRQE, segment, N // M) for segment in segments]
     top_BMRQ1 = jnp.max(jnp.stack([score.max(-1) for score in scores]), 0)[..., None]
     top_BMRQ1 = jax.lax.stop_gradient(top_BMRQ1)  # cancels in the quotient

@@ -1,10 +1,10 @@
-"""The decoder of Llama, SmolLM2 and Qwen3: one Linen module, scanned over layers, with an explicit cache.
+"""The dense decoder (Llama, SmolLM2, Qwen2, Qwen3, Gemma 3): one Linen module scanned over layers, an explicit cache.
 
 Everything outside `models/` sees `LanguageModel` only: pure functions of (params, tokens, cache).
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rlp_jax.models import cache as cache_lib
 from rlp_jax.models.attention import Segment, attend
 from rlp_jax.models.cache import Cache
-from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm, rotary_angles, rotate
+from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm, RopeScaling, rotary_angles, rotate
 
 Params = dict[str, Any]
 
@@ -22,7 +22,7 @@ Params = dict[str, Any]
 class ModelConfig:
     """Shape of a decoder, and how to run it (the fields from `compute_dtype` on do not change the parameters)."""
 
-    family: str  # "llama" (SmolLM2 too) or "qwen3": names in checkpoints
+    family: str  # "llama" (SmolLM2 too), "qwen2", "qwen3", "gemma3_text": names in checkpoints
     vocab_size: int
     d_model: int
     n_layers: int
@@ -33,7 +33,17 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
-    qk_norm: bool = False  # RMS norm of each query and key head before the rotation (Qwen3)
+    qk_norm: bool = False  # RMS norm of each query and key head before the rotation (Qwen3, Gemma 3)
+    qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
+    rope_scaling: RopeScaling | None = None  # of global layers
+    local_layers: tuple[int, ...] = ()  # layers that see only the last `window` tokens, the token itself included
+    window: int = 0
+    local_rope_theta: float | None = None  # rotary base of local layers, unscaled; None: as in global ones
+    query_scalar: int | None = None  # attention scores are divided by its square root; None: head_dim
+    activation: str = "silu"  # or "gelu_tanh"
+    norm_offset: float = 0.0  # norms multiply by offset + scale (Gemma: 1)
+    sandwich_norms: bool = False  # RMS norms after attention and MLP too, before the residual sum (Gemma)
+    scale_embeddings: bool = False  # embeddings times sqrt(d_model) (Gemma)
     max_positions: int = 2048
     compute_dtype: str = "float32"
     remat: bool = False  # recompute a layer's activations in the backward pass
@@ -43,47 +53,110 @@ class ModelConfig:
     def dtype(self) -> jnp.dtype:
         return jnp.dtype(self.compute_dtype)
 
+    @property
+    def local_Y(self) -> tuple[bool, ...] | None:
+        """Which layers are local, None where none is (then no window is ever computed)."""
+        local_Y = tuple(y in self.local_layers for y in range(self.n_layers))
+        return local_Y if any(local_Y) else None
+
 
 class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BRSD, rotary, segments):
+    def __call__(self, x_BRSD, rotary, segments, new_mask_SS):
         """Returns the output and the new keys and values [B, M, R, S, E]. `segments` is what came before."""
         cfg = self.config
-        q_BRSNE = Dense((cfg.n_heads, cfg.head_dim), name="q")(x_BRSD)
-        k_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), name="k")(x_BRSD)
-        v_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), name="v")(x_BRSD)
+        q_BRSNE = Dense((cfg.n_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="q")(x_BRSD)
+        k_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="k")(x_BRSD)
+        v_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="v")(x_BRSD)
         if cfg.qk_norm:
-            q_BRSNE = RMSNorm(cfg.norm_eps, name="q_norm")(q_BRSNE)
-            k_BRSME = RMSNorm(cfg.norm_eps, name="k_norm")(k_BRSME)
+            q_BRSNE = RMSNorm(cfg.norm_eps, cfg.norm_offset, name="q_norm")(q_BRSNE)
+            k_BRSME = RMSNorm(cfg.norm_eps, cfg.norm_offset, name="k_norm")(k_BRSME)
         cos, sin = rotary
         q_BRSNE, k_BRSME = rotate(q_BRSNE, cos, sin), rotate(k_BRSME, cos, sin)
         k_BMRSE, v_BMRSE = (x.transpose(0, 3, 1, 2, 4) for x in (k_BRSME, v_BRSME))
-        S = x_BRSD.shape[2]
-        causal_SS = jnp.tril(jnp.ones((S, S), bool))
-        out_BRSNE = attend(q_BRSNE, [*segments, Segment(k_BMRSE, v_BMRSE, causal_SS)])
+        scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
+        out_BRSNE = attend(q_BRSNE, [*segments, Segment(k_BMRSE, v_BMRSE, new_mask_SS)], scale)
         return Dense((cfg.d_model,), n_in=2, name="o")(out_BRSNE), (k_BMRSE, v_BMRSE)
+
+
+class View(NamedTuple):
+    """What a layer's queries may see and where they stand: rotary cosines and sines, and a mask for each segment."""
+
+    rotary: tuple[jax.Array, jax.Array]  # [B, R, S, 1, E/2]
+    prefix_mask: jax.Array | None  # broadcast to [B, R, S, T]
+    branch_mask: jax.Array | None  # [.., C]
+    new_mask: jax.Array  # [.., S]
+
+
+def global_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array) -> View:
+    """The view of layers that see everything before."""
+    S, prefix_mask, branch_mask = position_BRS.shape[-1], None, None
+    if cache is not None:
+        T = jax.tree.leaves(cache.prefix_k)[0].shape[-2]
+        prefix_mask = (jnp.arange(T) < cache.prefix_length_BR[..., None])[:, :, None]
+        if cache.branch_k is not None:
+            branch_mask = jnp.arange(jax.tree.leaves(cache.branch_k)[0].shape[-2]) < cache.written
+    rotary = _rotary(position_BRS, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    return View(rotary, prefix_mask, branch_mask, jnp.tril(jnp.ones((S, S), bool)))
+
+
+def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, everything: View) -> View:
+    """The view of layers with a window: distances count positions of the sequence, across prefix and branch."""
+    s_S = jnp.arange(position_BRS.shape[-1])
+    new_mask = everything.new_mask & (s_S[:, None] - s_S < cfg.window)
+    prefix_mask = branch_mask = None
+    if everything.prefix_mask is not None:
+        t_T = jnp.arange(everything.prefix_mask.shape[-1])
+        prefix_mask = everything.prefix_mask & (position_BRS[..., None] - t_T < cfg.window)
+    if everything.branch_mask is not None:
+        c_C = jnp.arange(everything.branch_mask.shape[-1])
+        branch_mask = everything.branch_mask & (cache.written + s_S[:, None] - c_C < cfg.window)
+    rotary = everything.rotary
+    if cfg.local_rope_theta is not None:
+        rotary = _rotary(position_BRS, cfg.head_dim, cfg.local_rope_theta)
+    return View(rotary, prefix_mask, branch_mask, new_mask)
+
+
+def choose_view(local: jax.Array | bool | None, everything: View, window: View | None) -> View:
+    """The view of one layer; `local` is an array in a scan over layers, a Python bool in an unrolled model."""
+    if local is None or isinstance(local, bool):
+        return window if local else everything
+    return jax.tree.map(lambda near, far: jnp.where(local, near, far), window, everything)
+
+
+def _rotary(position_BRS: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None):
+    # Head axis between S and E.
+    return tuple(x[..., None, :] for x in rotary_angles(position_BRS, head_dim, theta, scaling))
 
 
 class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BRSD, past, shared):
-        """One layer. `past` holds this layer's cached keys and values, `shared` what all layers have in common."""
-        cfg, (rotary, prefix_mask, branch_mask) = self.config, shared
+    def __call__(self, x_BRSD, past, local, shared):
+        """One layer.
+
+        `past` holds its cached keys and values, `local` whether it sees a window only (None: no layer does), `shared`
+        the `View` of global layers and that of local ones.
+        """
+        cfg = self.config
+        rotary, prefix_mask, branch_mask, new_mask = choose_view(local, *shared)
         prefix_k, prefix_v, branch_k, branch_v = past
+
+        def norm(name):
+            return RMSNorm(cfg.norm_eps, cfg.norm_offset, name=name)
+
         segments = []
         if prefix_k is not None:
             segments.append(Segment(prefix_k, prefix_v, prefix_mask))
         if branch_k is not None:
             segments.append(Segment(branch_k, branch_v, branch_mask))
-        normed = RMSNorm(cfg.norm_eps, name="attention_norm")(x_BRSD)
-        update, new = Attention(cfg, name="attention")(normed, rotary, segments)
-        x_BRSD = x_BRSD + update
-        normed = RMSNorm(cfg.norm_eps, name="mlp_norm")(x_BRSD)
-        return x_BRSD + GatedMLP(cfg.d_ff, name="mlp")(normed), new
+        update, new = Attention(cfg, name="attention")(norm("attention_norm")(x_BRSD), rotary, segments, new_mask)
+        x_BRSD = x_BRSD + (norm("post_attention_norm")(update) if cfg.sandwich_norms else update)
+        update = GatedMLP(cfg.d_ff, cfg.activation, name="mlp")(norm("mlp_norm")(x_BRSD))
+        return x_BRSD + (norm("post_mlp_norm")(update) if cfg.sandwich_norms else update), new
 
 
 class Transformer(nn.Module):
@@ -103,37 +176,35 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, 0, nn.broadcast),
                 length=cfg.n_layers,
             )(cfg)
         else:
             self.layers = [block(cfg) for _ in range(cfg.n_layers)]
-        self.final_norm = RMSNorm(cfg.norm_eps)
+        self.final_norm = RMSNorm(cfg.norm_eps, cfg.norm_offset)
         if not cfg.tie_embeddings:
             self.head = Dense((cfg.vocab_size,))
 
     def __call__(self, tokens_BRS: jax.Array, cache: Cache | None):
         """Hidden states [B, R, S, D] and the new keys and values [Y, B, M, R, S, E]."""
-        cfg, S = self.config, tokens_BRS.shape[2]
-        position_BRS = jnp.arange(S)[None, None]
-        past, prefix_mask, branch_mask = (None, None, None, None), None, None
+        cfg = self.config
+        position_BRS = jnp.arange(tokens_BRS.shape[2])[None, None]
+        past = (None, None, None, None)
         if cache is not None:
             past = (cache.prefix_k, cache.prefix_v, cache.branch_k, cache.branch_v)
             position_BRS = position_BRS + cache.prefix_length_BR[..., None] + cache.written
-            T = jax.tree.leaves(cache.prefix_k)[0].shape[-2]
-            prefix_mask = (jnp.arange(T) < cache.prefix_length_BR[..., None])[:, :, None]
-            if cache.branch_k is not None:
-                branch_mask = jnp.arange(jax.tree.leaves(cache.branch_k)[0].shape[-2]) < cache.written
-        # Head axis between S and E: [B, R, S, 1, E/2].
-        rotary = tuple(x[..., None, :] for x in rotary_angles(position_BRS, cfg.head_dim, cfg.rope_theta))
         x_BRSD = self.embed(tokens_BRS)
-        shared = (rotary, prefix_mask, branch_mask)
+        if cfg.scale_embeddings:
+            x_BRSD = x_BRSD * jnp.asarray(cfg.d_model**0.5, cfg.dtype)
+        everything, local_Y = global_view(cfg, cache, position_BRS), cfg.local_Y
+        shared = (everything, local_view(cfg, cache, position_BRS, everything) if local_Y else None)
         if cfg.scan_layers:
-            x_BRSD, new = self.layers(x_BRSD, past, shared)
+            x_BRSD, new = self.layers(x_BRSD, past, jnp.asarray(local_Y) if local_Y else None, shared)
         else:
             new = []
             for y, layer in enumerate(self.layers):
-                x_BRSD, new_y = layer(x_BRSD, tuple(None if x is None else x[y] for x in past), shared)
+                past_y = tuple(None if x is None else x[y] for x in past)
+                x_BRSD, new_y = layer(x_BRSD, past_y, local_Y[y] if local_Y else None, shared)
                 new.append(new_y)
             new = tuple(zip(*new, strict=True))
         return self.final_norm(x_BRSD), new
