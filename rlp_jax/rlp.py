@@ -7,6 +7,7 @@ Algorithm 1 of arXiv 2510.01265. Where it departs from the letter of the paper:
 - The closing tag is part of a thought that sampled it. A thought at the cap has it appended, without gradient.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -119,21 +120,49 @@ def _choose(condition: jax.Array, a: TrainState, b: TrainState) -> TrainState:
 
 
 def _gradient(model, template, config, params, batch, samples, reference_params, scores):
-    """Gradient of equation (8) over the batch, summed over microbatches of whole documents."""
+    """Gradient of equation (8) over the batch, summed over microbatches of whole documents.
+
+    Documents with thoughts of like length come together, and each microbatch is computed at the first of
+    `length_limits` that holds its thoughts: padding then costs little, and the numbers stay.
+    """
     parts = config.rlp.microbatches
     total = jnp.maximum(samples.valid_BK.sum(), 1).astype(jnp.float32)
     grad_fn = jax.value_and_grad(_loss, argnums=3, has_aux=True)
+    limits = length_limits(config.rlp.thought_tokens)
+
+    def at_limit(limit, part):
+        batch, samples, scores = part
+        samples = samples._replace(
+            thought_BKGL=samples.thought_BKGL[..., :limit], logprob_BKGL=samples.logprob_BKGL[..., :limit]
+        )
+        if scores is not None:
+            scores = scores._replace(old_logprob_BKGL=scores.old_logprob_BKGL[..., :limit])
+        (loss, (sums, scores)), grads = grad_fn(
+            model, template, config, params, batch, samples, scores, reference_params, total
+        )
+        beyond = [(0, 0)] * 3 + [(0, config.rlp.thought_tokens - limit)]
+        return grads, loss, (sums, scores._replace(old_logprob_BKGL=jnp.pad(scores.old_logprob_BKGL, beyond)))
 
     def one_part(carry, part):
-        (loss, aux), grads = grad_fn(model, template, config, params, *part, reference_params, total)
+        needed = sum((part[1].length_BKG.max() > limit).astype(jnp.int32) for limit in limits[:-1])
+        branches = [functools.partial(at_limit, limit) for limit in limits]
+        grads, loss, aux = jax.lax.switch(needed, branches, part) if len(limits) > 1 else branches[0](part)
         return jax.tree.map(jnp.add, carry, (grads, loss)), aux
 
-    chunked = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (batch, samples, scores))
+    order_B = jnp.argsort(samples.length_BKG.max((1, 2)))
+    chunked = jax.tree.map(lambda x: x[order_B].reshape(parts, -1, *x.shape[1:]), (batch, samples, scores))
     start = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
     (grads, loss), (sums, scores) = jax.lax.scan(one_part, start, chunked)
-    scores = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scores)
+    back_B = jnp.argsort(order_B)
+    scores = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back_B], scores)
     sums = jax.tree.map(lambda x: x.sum(0), sums)
     return grads, {"loss": loss} | _metrics(config, sums, samples, scores), scores
+
+
+def length_limits(thought_tokens: int) -> tuple[int, ...]:
+    """Lengths a microbatch may be computed at, ascending; the last is the cap. Each costs a compilation, so short
+    caps get none but themselves."""
+    return (thought_tokens // 4, thought_tokens // 2, thought_tokens) if thought_tokens >= 64 else (thought_tokens,)
 
 
 def _loss(model, template, config, params, batch, samples, scores, reference_params, total):
@@ -162,7 +191,7 @@ def _loss(model, template, config, params, batch, samples, scores, reference_par
         scores = Scores(reward_BKG, advantage_BKG, s_pred_BKG, s_ema_BK, logprob_BKGL)
         scores = jax.lax.stop_gradient(scores)
 
-    mask_BKGL = jnp.arange(rlp.thought_tokens) < samples.length_BKG[..., None]
+    mask_BKGL = jnp.arange(samples.thought_BKGL.shape[-1]) < samples.length_BKG[..., None]
     weight_BKG = jnp.broadcast_to(samples.valid_BK[..., None], samples.length_BKG.shape) / (total * rlp.group_size)
     ratio_BKGL = objective.importance_ratio(logprob_BKGL, scores.old_logprob_BKGL, mask_BKGL)
     surrogate_BKG = objective.clipped_surrogate(

@@ -248,6 +248,37 @@ def test_microbatches_are_memory_not_maths(kl_coefficient, parts):
         np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_short_thoughts_are_computed_at_a_shorter_limit_with_the_same_numbers(monkeypatch, updates):
+    assert rlp.length_limits(64) == (16, 32, 64) and rlp.length_limits(2) == (2,)
+    config = configure(microbatches=2, thought_tokens=8, positions=1, updates_per_batch=updates)
+    model, state, batch, samples = prepared(config=config)
+    # Sorted: a pair at the shortest limit, and one at the longest that puts a short document beside a long one.
+    length_BKG = np.array([[[8, 2, 1]], [[1, 2, 2]], [[4, 2, 3]], [[1, 1, 2]]], np.int32)
+    samples = samples._replace(length_BKG=length_BKG, stopped_BKG=np.zeros_like(length_BKG, bool))
+    seen, results, score_branches = [], [], rlp.scoring.score_branches
+
+    def recorded(model, params, cache, prefix_BR, thoughts, *rest):
+        seen.append(thoughts.thought_BRL.shape[-1])
+        return score_branches(model, params, cache, prefix_BR, thoughts, *rest)
+
+    monkeypatch.setattr(rlp.scoring, "score_branches", recorded)
+    for limits in ((8,), (2, 4, 8)):
+        monkeypatch.setattr(rlp, "length_limits", lambda _, limits=limits: limits)
+        learn = jax.jit(functools.partial(rlp.learn, model, recorder(0.1), TEMPLATE, config))
+        results.append(learn(state, batch, samples))
+    assert set(seen) == {2, 4, 8}
+    (one, one_metrics, one_scores), (two, two_metrics, two_scores) = results
+    assert relative_error(two.opt_state, one.opt_state) < 1e-5
+    np.testing.assert_allclose(two_scores.reward_BKG, one_scores.reward_BKG, rtol=1e-5, atol=1e-5)
+    mask_BKGL = np.arange(8) < length_BKG[..., None]
+    chex.assert_trees_all_close(
+        two_scores.old_logprob_BKGL * mask_BKGL, one_scores.old_logprob_BKGL * mask_BKGL, rtol=1e-5, atol=1e-5
+    )
+    for name, value in two_metrics.items():
+        np.testing.assert_allclose(value, one_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def closing_case():
     """Two documents with one position; thoughts of two tokens, closed by the sampler or by the scorer."""
     model, template = small("qwen3"), TEMPLATE
