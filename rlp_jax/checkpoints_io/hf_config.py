@@ -3,10 +3,33 @@
 from typing import Any
 
 from rlp_jax.checkpoints_io.names import CheckpointError
+from rlp_jax.checkpoints_io.tables import STRUCTURE
 from rlp_jax.data.tokenizer import Tokenizer
+from rlp_jax.models.layers import RopeScaling
 from rlp_jax.models.transformer import ModelConfig
 
-MODEL_TYPES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+MODEL_TYPES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+# What the reference implementations assume where config.json says nothing.
+_DEFAULTS = {
+    "llama": {"positions": 2_048},
+    "qwen3": {"positions": 32_768, "head_dim": 128, "n_kv_heads": 32},
+    "qwen2": {"positions": 32_768, "n_kv_heads": 32},
+    "gemma3_text": {"positions": 131_072, "head_dim": 256, "n_kv_heads": 4},
+}
+_ROPE_FIELDS = {  # of RopeScaling -> of config.json, for the kinds that are supported
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_frequency_factor": "low_freq_factor",
+        "high_frequency_factor": "high_freq_factor",
+        "original_positions": "original_max_position_embeddings",
+    },
+}
 _KEY_NAMES = {
     "vocab_size": "vocab_size",
     "d_model": "hidden_size",
@@ -27,25 +50,35 @@ def config_from_json(fields: dict[str, Any], source: str) -> ModelConfig:
       CheckpointError: an unknown architecture, a missing field, or a feature the decoder does not have.
     """
     family = fields.get("model_type")
+    if family == "gemma3":
+        raise CheckpointError(
+            f"{source}: model_type 'gemma3' reads images too and is not supported: export its language model "
+            "(model_type gemma3_text, tensors model.layers...)"
+        )
     if family not in MODEL_TYPES:
         raise CheckpointError(f"{source}: model_type {family!r} is not supported; supported: {', '.join(MODEL_TYPES)}")
     _refuse_unsupported(fields, source)
     sizes = {ours: _positive_int(fields, theirs, source) for ours, theirs in _KEY_NAMES.items()}
     n_heads = sizes["n_heads"]
-    default_head_dim = 128 if family == "qwen3" else sizes["d_model"] // n_heads
-    default_kv_heads = 32 if family == "qwen3" else n_heads
-    rope = fields.get("rope_parameters") or {}
+    default = {"n_kv_heads": n_heads, "head_dim": sizes["d_model"] // n_heads, **_DEFAULTS[family]}
+    rope_theta, rope_scaling, extra = _rope(fields, source)
+    if local_layers := _local_layers(fields, sizes["n_layers"], source):
+        extra |= {"local_layers": local_layers, "window": _positive_int(fields, "sliding_window", source, 4_096)}
+    if family == "gemma3_text":
+        extra["query_scalar"] = _positive_int(fields, "query_pre_attn_scalar", source, 256)
     return checked(
         ModelConfig(
             family=family,
             **sizes,
-            n_kv_heads=_positive_int(fields, "num_key_value_heads", source, default_kv_heads),
-            head_dim=_positive_int(fields, "head_dim", source, default_head_dim),
-            rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
+            **STRUCTURE[family],
+            **extra,
+            n_kv_heads=_positive_int(fields, "num_key_value_heads", source, default["n_kv_heads"]),
+            head_dim=_positive_int(fields, "head_dim", source, default["head_dim"]),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-            tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-            qk_norm=family == "qwen3",
-            max_positions=_positive_int(fields, "max_position_embeddings", source, 2_048),
+            tie_embeddings=bool(fields.get("tie_word_embeddings", family == "gemma3_text")),
+            max_positions=_positive_int(fields, "max_position_embeddings", source, default["positions"]),
         ),
         source,
     )
@@ -62,17 +95,80 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
     return config
 
 
-def _refuse_unsupported(fields: dict[str, Any], source: str) -> None:
-    rope = {**(fields.get("rope_parameters") or {}), **(fields.get("rope_scaling") or {})}
+def _rope(fields: dict[str, Any], source: str) -> tuple[float, RopeScaling | None, dict[str, Any]]:
+    """Base and scaling of the rotary positions, and fields for those of local layers."""
+    rope = fields.get("rope_parameters") or {}
+    if fields["model_type"] != "gemma3_text":
+        theta = rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0
+        return float(theta), _scaling({**rope, **(fields.get("rope_scaling") or {})}, fields, source), {}
+    everything, local = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
+    if _scaling(local, fields, source) is not None:
+        raise CheckpointError(f"{source}: rope scaling of sliding_attention layers is not supported")
+    theta = everything.get("rope_theta") or fields.get("rope_theta") or 1_000_000.0
+    local_theta = float(local.get("rope_theta") or fields.get("rope_local_base_freq") or 10_000.0)
+    scaling = _scaling({**everything, **(fields.get("rope_scaling") or {})}, fields, source)
+    return float(theta), scaling, {"local_rope_theta": local_theta}
+
+
+def _scaling(rope: dict[str, Any], fields: dict[str, Any], source: str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    layer_types = set(fields.get("layer_types") or ())
+    if rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise CheckpointError(f"{source}: partial_rotary_factor is not supported")
+    if kind == "default":
+        return None
+    if kind not in _ROPE_FIELDS:
+        raise CheckpointError(f"{source}: rope scaling {kind!r} is not supported; supported: {', '.join(_ROPE_FIELDS)}")
+    values = {ours: rope.get(theirs) for ours, theirs in _ROPE_FIELDS[kind].items()}
+    if kind == "llama3" and values["original_positions"] is None:
+        values["original_positions"] = fields.get("max_position_embeddings")
+    for ours, theirs in _ROPE_FIELDS[kind].items():
+        value = values[ours]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise CheckpointError(f"{source}: rope scaling {kind!r} has {theirs} {value!r}, expected a positive number")
+    scaling = RopeScaling(kind, **{ours: float(value) for ours, value in values.items()})
+    if not scaling.low_frequency_factor < scaling.high_frequency_factor:
+        raise CheckpointError(f"{source}: rope scaling {kind!r}: low_freq_factor is not below high_freq_factor")
+    return scaling
+
+
+def _local_layers(fields: dict[str, Any], n_layers: int, source: str) -> tuple[int, ...]:
+    """The layers with a sliding window: as layer_types says, else by the family's older fields."""
+    family = fields["model_type"]
+    qwen = family in ("qwen2", "qwen3")
+    if types := fields.get("layer_types"):
+        if not set(types) <= {"full_attention", "sliding_attention"} or len(types) < n_layers:
+            raise CheckpointError(
+                f"{source}: layer_types is {types!r}, expected full_attention (or sliding_attention, where the family "
+                f"has sliding-window attention) for each of {n_layers} layers"
+            )
+        local = tuple(y for y in range(n_layers) if types[y] == "sliding_attention")
+    elif family == "gemma3_text":
+        every = _positive_int(fields, "sliding_window_pattern", source, 6)
+        local = tuple(y for y in range(n_layers) if (y + 1) % every)
+    elif qwen and fields.get("use_sliding_window"):
+        local = tuple(range(fields.get("max_window_layers", 28), n_layers))
+    else:
+        local = ()
+    if (local and family != "gemma3_text" and not (qwen and fields.get("use_sliding_window"))) or (
+        fields.get("use_sliding_window") and not qwen
+    ):
+        raise CheckpointError(f"{source}: sliding-window attention is not supported for model_type {family!r}")
+    return local
+
+
+def _refuse_unsupported(fields: dict[str, Any], source: str) -> None:
+    allowed = {"gelu_tanh": ("gelu_pytorch_tanh",)}.get(
+        STRUCTURE[fields["model_type"]].get("activation"), ("silu", "swish")
+    )
+    act_key = "hidden_activation" if fields["model_type"] == "gemma3_text" else "hidden_act"
+    act = fields.get(act_key) or allowed[0]
     refused = {
-        f"rope scaling {kind!r}": kind != "default",
         "attention_bias": bool(fields.get("attention_bias")),
         "mlp_bias": bool(fields.get("mlp_bias")),
-        f"hidden_act {fields.get('hidden_act')!r}": fields.get("hidden_act", "silu") not in ("silu", "swish"),
-        "sliding-window attention": bool(fields.get("use_sliding_window")) or not layer_types <= {"full_attention"},
-        "partial_rotary_factor": rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) != 1.0,
+        f"{act_key} {act!r}": act not in allowed,
+        "use_bidirectional_attention": bool(fields.get("use_bidirectional_attention")),
+        "attn_logit_softcapping": bool(fields.get("attn_logit_softcapping")),
+        "final_logit_softcapping": bool(fields.get("final_logit_softcapping")),
         "quantization_config (load the unquantised weights)": bool(fields.get("quantization_config")),
     }
     for feature, present in refused.items():
@@ -102,11 +198,44 @@ def config_to_json(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": "silu",
         "attention_bias": False,
         "torch_dtype": "float32",
+        **_family_fields(config),
     }
+    if config.rope_scaling is not None:
+        names = _ROPE_FIELDS[config.rope_scaling.kind]
+        values = {theirs: getattr(config.rope_scaling, ours) for ours, theirs in names.items()}
+        if "original_max_position_embeddings" in values:
+            values["original_max_position_embeddings"] = int(values["original_max_position_embeddings"])
+        fields["rope_scaling"] = {"rope_type": config.rope_scaling.kind, **values}
     return fields | (token_ids(tokenizer) if tokenizer else {})
+
+
+def _family_fields(config: ModelConfig) -> dict[str, Any]:
+    """What only some families' config.json says, and only they can."""
+    kinds = {True: "sliding_attention", False: "full_attention"}
+    layer_types = [kinds[y in config.local_layers] for y in range(config.n_layers)]
+    if config.family == "gemma3_text":
+        return {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": config.query_scalar or config.head_dim,
+            "rope_local_base_freq": config.local_rope_theta or config.rope_theta,
+            "sliding_window": config.window or None,
+            "layer_types": layer_types,
+        }
+    if config.query_scalar is not None or config.local_rope_theta is not None:
+        raise CheckpointError(f"family {config.family!r} has no query_scalar and no local_rope_theta to write")
+    if config.local_Y is None:
+        return {"hidden_act": "silu"}
+    if config.family not in ("qwen2", "qwen3"):
+        raise CheckpointError(f"family {config.family!r} has no sliding windows to write")
+    return {
+        "hidden_act": "silu",
+        "use_sliding_window": True,
+        "sliding_window": config.window,
+        "max_window_layers": config.local_layers[0],
+        "layer_types": layer_types,
+    }
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -48,7 +48,45 @@ QWEN3 = (
     Name("layers/attention/k_norm/scale", "model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight"),
 )
 
-FAMILIES: dict[str, tuple[Name, ...]] = {"llama": LLAMA, "qwen3": QWEN3}
+QWEN2 = (
+    *LLAMA,
+    Name("layers/attention/q/bias", "model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias"),
+    Name("layers/attention/k/bias", "model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
+    Name("layers/attention/v/bias", "model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
+)
+
+# Gemma calls the norm before the MLP otherwise, and has one after each half of a layer.
+GEMMA3 = (
+    *(name for name in QWEN3 if name.path != "layers/mlp_norm/scale"),
+    Name("layers/mlp_norm/scale", "model.layers.{}.pre_feedforward_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    Name(
+        "layers/post_attention_norm/scale",
+        "model.layers.{}.post_attention_layernorm.weight",
+        "blk.{}.post_attention_norm.weight",
+    ),
+    Name(
+        "layers/post_mlp_norm/scale",
+        "model.layers.{}.post_feedforward_layernorm.weight",
+        "blk.{}.post_ffw_norm.weight",
+    ),
+)
+
+FAMILIES: dict[str, tuple[Name, ...]] = {"llama": LLAMA, "qwen3": QWEN3, "qwen2": QWEN2, "gemma3_text": GEMMA3}
+
+# What the family's name alone says of the decoder.
+STRUCTURE: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {"qk_norm": True},
+    "qwen2": {"qkv_bias": True},
+    "gemma3_text": {
+        "qk_norm": True,
+        "activation": "gelu_tanh",
+        "norm_offset": 1.0,
+        "sandwich_norms": True,
+        "scale_embeddings": True,
+    },
+}
+_STRUCTURAL = tuple(dict.fromkeys(field for fields in STRUCTURE.values() for field in fields))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +118,18 @@ def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
     """Every parameter of a config with its names and shapes.
 
     Raises:
-      CheckpointError: a family without a table, or one that contradicts `qk_norm`.
+      CheckpointError: a family without a table, or a config that contradicts its family's `STRUCTURE`.
     """
     if config.family not in FAMILIES:
         raise CheckpointError(f"family {config.family!r} has no table of names; supported: {', '.join(FAMILIES)}")
-    if config.qk_norm != (config.family == "qwen3"):
-        raise CheckpointError(
-            f"family {config.family!r} with qk_norm={config.qk_norm} is not a published architecture: "
-            "qwen3 has qk_norm, llama has not"
-        )
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    for field in _STRUCTURAL if config.family in STRUCTURE else ():
+        expected = STRUCTURE[config.family].get(field, defaults[field])
+        if getattr(config, field) != expected:
+            raise CheckpointError(
+                f"family {config.family!r} with {field}={getattr(config, field)!r} is not a published architecture: "
+                f"it has {field}={expected!r}"
+            )
     D, V, F, E = config.d_model, config.vocab_size, config.d_ff, config.head_dim
     N, M = config.n_heads, config.n_kv_heads
     shapes = {
@@ -97,6 +138,9 @@ def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
         "layers/attention/k/kernel": (D, M, E),
         "layers/attention/v/kernel": (D, M, E),
         "layers/attention/o/kernel": (N, E, D),
+        "layers/attention/q/bias": (N, E),
+        "layers/attention/k/bias": (M, E),
+        "layers/attention/v/bias": (M, E),
         "layers/attention/q_norm/scale": (E,),
         "layers/attention/k_norm/scale": (E,),
         "layers/mlp/gate/kernel": (D, F),
@@ -113,6 +157,8 @@ def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
             stored = (D, N * E)
         elif name.path.endswith("/kernel"):
             stored = (int(np.prod(shape[1:])), shape[0])
+        elif name.path.endswith("/bias"):
+            stored = (int(np.prod(shape)),)
         else:
             stored = shape
         layers = tuple(range(config.n_layers)) if name.path.startswith("layers/") else None
