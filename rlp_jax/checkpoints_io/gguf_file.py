@@ -6,19 +6,27 @@ row order of q and k in "llama" files, where each head's rotary pairs are interl
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rlp_jax.checkpoints_io.hf_config import checked
-from rlp_jax.checkpoints_io.names import CheckpointError, Params, assemble
+from rlp_jax.checkpoints_io.leaves import HOST, Target
+from rlp_jax.checkpoints_io.names import CheckpointError, Params, assemble, check
 from rlp_jax.models.transformer import ModelConfig
 
 ARCHITECTURES = ("llama", "qwen3")
 
 
 def read_file(path: str | os.PathLike) -> tuple[ModelConfig, Params, dict[str, Any]]:
-    """Config, parameters (numpy float32) and all metadata of a GGUF file.
+    """Config, parameters (numpy float32) and all metadata of a GGUF file. Raises as `open_file` and `assemble` do."""
+    config, fields, read_params = open_file(path)
+    return config, read_params(HOST), fields
+
+
+def open_file(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], Callable[[Target], Params]]:
+    """Config and all metadata of a GGUF file, and the function that reads its parameters into their place.
 
     Raises:
       CheckpointError: not GGUF, truncated, an unknown architecture or quantisation, or tensors that do not fit.
@@ -46,7 +54,8 @@ def read_file(path: str | os.PathLike) -> tuple[ModelConfig, Params, dict[str, A
         return array
 
     found = {name: _shape(tensor) for name, tensor in stored.items()}
-    return config, assemble(config, "gguf", found, read, str(path)), fields
+    check(config, "gguf", found, str(path))
+    return config, fields, lambda target: assemble(config, "gguf", found, read, str(path), target)
 
 
 def split_halves(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from rlp_jax.checkpoints_io.leaves import HOST, Leaf, Target
+from rlp_jax.checkpoints_io.safetensors_file import is_finite, shown
 from rlp_jax.checkpoints_io.tables import CheckpointError, Params, Tensor, tensors
 from rlp_jax.models.transformer import ModelConfig
 
@@ -15,8 +17,10 @@ def assemble(
     found: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     source: str,
+    target: Target = HOST,
+    read_rows: Callable[[str, int, int], np.ndarray] | None = None,
 ) -> Params:
-    """Builds the parameter tree (numpy float32) from a checkpoint's tensors, holding one tensor twice at most.
+    """Builds the parameter tree from a checkpoint's tensors, each leaf in its place, holding one tensor besides.
 
     Args:
       config: what the checkpoint should hold.
@@ -24,38 +28,51 @@ def assemble(
       found: shape of every tensor in the checkpoint, by name.
       read: gives one tensor by name, any float dtype.
       source: the file or directory, for messages.
+      target: where the parameters go, by default numpy float32.
+      read_rows: gives rows [first, last) of a tensor by name, for formats that can; shards then read what they need.
 
     Raises:
       CheckpointError: tensors that are missing, surplus, of the wrong shape, or not finite. Names and shapes are
         checked before anything is read.
     """
-    plan = [
-        (tensor, row, getattr(tensor.name, layout).format(layer))
-        for tensor in tensors(config)
-        for row, layer in _rows(tensor)
-    ]
-    check_names(found, {name for _, _, name in plan}, source)
-    for tensor, _, name in plan:
-        if tuple(found[name]) != tensor.stored:
-            raise CheckpointError(
-                f"{source}: tensor {name} has shape {list(found[name])}, the configuration needs {list(tensor.stored)}"
-            )
+    check(config, layout, found, source)
     params: Params = {}
-    for tensor, row, name in plan:
-        stored = read(name)
-        if not np.isfinite(stored).all():
-            raise CheckpointError(f"{source}: tensor {name} holds values that are not finite: the file is damaged")
-        *parents, last = tensor.name.path.split("/")
+    for tensor in tensors(config):
+        leaf = Leaf(tensor, target)
+        for row, layer in _rows(tensor):
+            name = getattr(tensor.name, layout).format(layer)
+            first, last = leaf.stored_rows(row)
+            if first == last:
+                continue
+            if read_rows is None or last - first == tensor.stored[0]:
+                first, stored = 0, np.asarray(read(name))
+            else:
+                stored = read_rows(name, first, last)
+            if not is_finite(stored):
+                raise CheckpointError(f"{source}: tensor {name} holds values that are not finite: the file is damaged")
+            leaf.fill(row, stored, first)
+            del stored
+        *parents, last_key = tensor.name.path.split("/")
         node = params
         for key in parents:
             node = node.setdefault(key, {})
-        if row is None:
-            node[last] = np.ascontiguousarray(tensor.to_tree(stored), dtype=np.float32)
-        else:
-            if last not in node:
-                node[last] = np.empty((len(tensor.layers), *tensor.shape), np.float32)
-            node[last][row] = tensor.to_tree(stored)
+        node[last_key] = leaf.finish()
     return params
+
+
+def check(config: ModelConfig, layout: str, found: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Raises CheckpointError unless a checkpoint's tensors are exactly those of the config; arguments of `assemble`."""
+    expected = {
+        getattr(tensor.name, layout).format(layer): tensor.stored
+        for tensor in tensors(config)
+        for _, layer in _rows(tensor)
+    }
+    check_names(found, set(expected), source)
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise CheckpointError(
+                f"{source}: tensor {name} has shape {list(found[name])}, the configuration needs {list(shape)}"
+            )
 
 
 def check_names(found: Mapping[str, Any], expected: set[str], source: str) -> None:
@@ -120,5 +137,5 @@ def _flatten(tree: Params, prefix: str = ""):
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"tensor {shown}" if len(names) == 1 else f"tensors {shown}"
+    some = ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"tensor {some}" if len(names) == 1 else f"tensors {some}"
