@@ -143,7 +143,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, fields: Mapping[str, Any], source: str) -> "Tokenizer":
-        """Builds a byte-level BPE tokenizer from the tokenizer.ggml.* metadata of a GGUF file.
+        """Builds the tokenizer in the tokenizer.ggml.* metadata of a GGUF file: byte-level BPE or SentencePiece's BPE.
 
         Args:
           fields: the file's metadata, by full name.
@@ -153,8 +153,13 @@ class Tokenizer:
           TokenizerError: another kind of tokenizer, an unknown pre-tokenizer, or damaged metadata.
         """
         kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+        if kind == "llama":
+            return cls._from_scores(fields, source)
         if kind != "gpt2":
-            raise TokenizerError(f"{source}: tokenizer.ggml.model is {kind!r}; supported: 'gpt2' (byte-level BPE)")
+            raise TokenizerError(
+                f"{source}: tokenizer.ggml.model is {kind!r}; supported: 'gpt2' (byte-level BPE), "
+                "'llama' (SentencePiece BPE)"
+            )
         if pre not in PRE_TOKENIZERS:
             raise TokenizerError(f"{source}: tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}")
         tokens = fields.get("tokenizer.ggml.tokens") or []
@@ -174,20 +179,52 @@ class Tokenizer:
             backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = PRE_TOKENIZERS[pre]()
         backend.decoder = decoders.ByteLevel()
-        for token, kind in zip(tokens, types, strict=True):
-            if kind == _CONTROL:
-                backend.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-            elif kind == _USER_DEFINED:
-                backend.add_tokens([AddedToken(token, normalized=False, special=False)])
-        return cls._with_gguf_ids(backend, fields, tokens, pre, source)
+        _add_tokens(backend, tokens, types)
+        return cls._with_gguf_ids(backend, fields, tokens, pre in _LLAMA3, source)
 
     @classmethod
-    def _with_gguf_ids(cls, backend: Backend, fields: Mapping[str, Any], tokens, pre: str, source: str) -> "Tokenizer":
+    def _from_scores(cls, fields: Mapping[str, Any], source: str) -> "Tokenizer":
+        """SentencePiece's BPE (Gemma, Llama 2): pieces with scores, a piece of the higher score is merged first."""
+        tokens = list(fields.get("tokenizer.ggml.tokens") or [])
+        scores = fields.get("tokenizer.ggml.scores") or []
+        types = fields.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+        if not tokens or len(types) != len(tokens) or len(scores) != len(tokens):
+            raise TokenizerError(f"{source}: tokenizer.ggml.tokens, token_type and scores do not fit together")
+        for i, kind in enumerate(types):
+            if kind == _USER_DEFINED:  # stored as the text they stand for, not as pieces
+                tokens[i] = tokens[i].replace(" ", _SPACE)
+        vocab = {token: i for i, token in enumerate(tokens) if types[i] != _UNUSED}
+        unknown = fields.get("tokenizer.ggml.unknown_token_id")
+        if unknown is not None and not 0 <= unknown < len(tokens):
+            raise TokenizerError(f"{source}: tokenizer.ggml.unknown_token_id is {unknown}, not a token")
+        backend = Backend(
+            models.BPE(
+                vocab=vocab,
+                merges=merges_of_scores(vocab, scores, types),
+                unk_token=None if unknown is None else tokens[unknown],
+                fuse_unk=True,
+                byte_fallback=True,
+            )
+        )
+        spaces, readable = normalizers.Replace(" ", _SPACE), [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
+        if fields.get("tokenizer.ggml.add_space_prefix", True):
+            backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+            backend.decoder = decoders.Sequence([*readable, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        else:
+            backend.normalizer = spaces
+            backend.decoder = decoders.Sequence([*readable, decoders.Fuse()])
+        _add_tokens(backend, tokens, types)
+        return cls._with_gguf_ids(backend, fields, tokens, True, source)
+
+    @classmethod
+    def _with_gguf_ids(
+        cls, backend: Backend, fields: Mapping[str, Any], tokens, bos_by_default: bool, source: str
+    ) -> "Tokenizer":
         ids = {key: fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "padding")}
         for key, token_id in ids.items():
             if token_id is not None and not 0 <= token_id < len(tokens):
                 raise TokenizerError(f"{source}: tokenizer.ggml.{key}_token_id is {token_id}, not a token")
-        adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre in _LLAMA3)
+        adds_bos = fields.get("tokenizer.ggml.add_bos_token", bos_by_default)
         bos_id = ids["bos"] if adds_bos else None
         if bos_id is not None:
             bos = tokens[bos_id]
@@ -205,6 +242,38 @@ class Tokenizer:
 
 # Token types of GGUF.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+
+_SPACE = "\u2581"  # how SentencePiece writes a space
+
+
+def merges_of_scores(vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]) -> list[tuple[str, str]]:
+    """The merges of a byte-pair encoding that SentencePiece stores as pieces with scores, the first merge first.
+
+    Every split of a piece into two pieces is a merge, ranked by the whole piece's score, then by the longer left part.
+    User-defined pieces score 0, above all others (GGUF overwrites their score).
+    """
+    merges = []
+    for piece, i in vocab.items():
+        if types[i] not in (_NORMAL, _USER_DEFINED):
+            continue
+        score = 0.0 if types[i] == _USER_DEFINED else scores[i]
+        for at in range(len(piece) - 1, 0, -1):
+            left, right = piece[:at], piece[at:]
+            if left in vocab and right in vocab:
+                merges.append((-score, -at, at - len(piece), i, left, right))
+    merges.sort(key=lambda merge: merge[:4])
+    return [merge[4:] for merge in merges]
+
+
+def _add_tokens(backend: Backend, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Marks the tokens that are found in a text before it is split any further."""
+    for kind, special, add in (
+        (_CONTROL, True, backend.add_special_tokens),
+        (_USER_DEFINED, False, backend.add_tokens),
+    ):
+        found = [token for token, of in zip(tokens, types, strict=True) if of == kind]
+        add([AddedToken(token, normalized=False, special=special) for token in found])
+
 
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN = ("qwen2",)

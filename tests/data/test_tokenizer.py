@@ -227,7 +227,7 @@ def test_bad_files_are_one_clear_line(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "llama"}, "tokenizer.ggml.model is 'llama'"),
+        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'"),
         ({"pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'"),
         ({"tokens": None}, "do not fit together"),
         ({"token_type": [1]}, "do not fit together"),
