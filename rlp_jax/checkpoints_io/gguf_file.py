@@ -1,12 +1,14 @@
 """GGUF files, in: metadata to `ModelConfig`, quantised tensors to float32, tokenizer metadata to `Tokenizer`.
 
-The `gguf` package parses the container and dequantises. What is ours is the meaning of the fields, and undoing the
-row order of q and k in "llama" files, where each head's rotary pairs are interleaved instead of split in halves.
+The `gguf` package parses the container and dequantises. What is ours is the meaning of the fields, and undoing what
+converters do: in "llama" files each head's rotary pairs are interleaved instead of split in halves, and Llama 3's
+rotary scaling is a tensor of divisors; in "gemma3" files the norms hold 1 + scale, and what all sizes have in common
+(which layers are local, their rotary base) is left out.
 """
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,12 @@ import numpy as np
 from rlp_jax.checkpoints_io.hf_config import checked
 from rlp_jax.checkpoints_io.leaves import HOST, Target
 from rlp_jax.checkpoints_io.names import CheckpointError, Params, assemble, check
+from rlp_jax.checkpoints_io.tables import STRUCTURE
+from rlp_jax.models.layers import RopeScaling, rope_divisors
 from rlp_jax.models.transformer import ModelConfig
 
-ARCHITECTURES = ("llama", "qwen3")
+ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "qwen2": "qwen2", "gemma3": "gemma3_text"}  # -> our family
+_ROPE_DIVISORS = "rope_freqs.weight"
 
 
 def read_file(path: str | os.PathLike) -> tuple[ModelConfig, Params, dict[str, Any]]:
@@ -51,9 +56,11 @@ def open_file(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], Cal
         if config.family == "llama" and name.endswith((".attn_q.weight", ".attn_k.weight")):
             heads = config.n_heads if name.endswith(".attn_q.weight") else config.n_kv_heads
             array = split_halves(array, heads)
+        if config.norm_offset and name.endswith("norm.weight"):
+            array = array - np.float32(config.norm_offset)
         return array
 
-    found = {name: _shape(tensor) for name, tensor in stored.items()}
+    found = {name: _shape(tensor) for name, tensor in stored.items() if name != _ROPE_DIVISORS}
     check(config, "gguf", found, str(path))
     return config, fields, lambda target: assemble(config, "gguf", found, read, str(path), target)
 
@@ -81,10 +88,6 @@ def config_from_fields(fields: dict[str, Any], tensor_names, source: str) -> Mod
             raise CheckpointError(f"{source}: metadata field {arch}.{key} is missing")
         return value
 
-    scaling = field("rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in tensor_names:
-        kind = scaling if scaling != "none" else "llama3"
-        raise CheckpointError(f"{source}: rope scaling {kind!r} is not supported")
     if field("expert_count", 0):
         raise CheckpointError(f"{source}: mixture of experts ({arch}.expert_count) is not supported")
     n_heads, n_kv_heads = field("attention.head_count"), field("attention.head_count_kv", field("attention.head_count"))
@@ -98,24 +101,61 @@ def config_from_fields(fields: dict[str, Any], tensor_names, source: str) -> Mod
         raise CheckpointError(f"{source}: rotary positions on a part of each head are not supported")
     if "token_embd.weight" not in tensor_names:
         raise CheckpointError(f"{source}: tensor token_embd.weight missing from the weights")
+    rope_theta, n_layers = _short(field("rope.freq_base", 10_000.0)), field("block_count")
     return checked(
         ModelConfig(
-            family=arch,
+            family=ARCHITECTURES[arch],
+            **STRUCTURE[ARCHITECTURES[arch]],
+            **(_gemma3_fields(field, n_layers, head_dim) if arch == "gemma3" else {}),
             vocab_size=_shape(tensor_names["token_embd.weight"])[0],
             d_model=d_model,
-            n_layers=field("block_count"),
+            n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             d_ff=field("feed_forward_length"),
-            rope_theta=_short(field("rope.freq_base", 10_000.0)),
+            rope_theta=rope_theta,
+            rope_scaling=_rope_scaling(field, tensor_names, head_dim, rope_theta, source),
             norm_eps=_short(field("attention.layer_norm_rms_epsilon")),
             tie_embeddings="output.weight" not in tensor_names,
-            qk_norm=arch == "qwen3",
             max_positions=field("context_length"),
         ),
         source,
     )
+
+
+def _rope_scaling(
+    field: Callable, tensors: Mapping[str, Any], head_dim: int, theta: float, source: str
+) -> RopeScaling | None:
+    kind = field("rope.scaling.type", "none")
+    if kind == "linear":
+        return RopeScaling("linear", _short(field("rope.scaling.factor")))
+    if kind != "none":
+        raise CheckpointError(f"{source}: rope scaling {kind!r} is not supported; supported: linear, llama3")
+    if _ROPE_DIVISORS not in tensors:
+        return None
+    divisors = np.asarray(tensors[_ROPE_DIVISORS].data, np.float32)
+    if np.all(divisors == 1):
+        return None
+    # The file has the result alone. Published Llama 3.1 and 3.2 share the other three numbers of the formula.
+    scaling = RopeScaling("llama3", _short(divisors.max()))
+    expected = rope_divisors(head_dim, theta, scaling)
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
+        raise CheckpointError(
+            f"{source}: tensor {_ROPE_DIVISORS} is not the rotary scaling of Llama 3.1 or 3.2 (low 1, high 4, "
+            f"{scaling.original_positions} positions): load the Hugging Face directory instead"
+        )
+    return scaling
+
+
+def _gemma3_fields(field: Callable, n_layers: int, head_dim: int) -> dict[str, Any]:
+    """What Gemma 3's files leave out: five local layers to a global one, and in the 27B (62 layers) its own scale."""
+    return {
+        "window": field("attention.sliding_window"),
+        "local_layers": tuple(y for y in range(n_layers) if (y + 1) % 6),
+        "local_rope_theta": _short(field("rope.freq_base_swa", 10_000.0)),
+        "query_scalar": 168 if n_layers == 62 else head_dim,
+    }
 
 
 def _open(path: pathlib.Path):

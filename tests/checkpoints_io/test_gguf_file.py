@@ -1,5 +1,6 @@
 """GGUF files written here with the `gguf` package: what is read equals what went in."""
 
+import dataclasses
 import json
 
 import gguf
@@ -10,7 +11,9 @@ import pytest
 from rlp_jax.checkpoints_io import gguf_file
 from rlp_jax.checkpoints_io.load import read
 from rlp_jax.checkpoints_io.names import CheckpointError, disassemble
-from rlp_jax.checkpoints_io.tables import tensors
+from rlp_jax.checkpoints_io.tables import STRUCTURE, tensors
+from rlp_jax.models.layers import RopeScaling
+from rlp_jax.models.transformer import LanguageModel, ModelConfig
 
 
 def interleave(weight, heads):
@@ -30,6 +33,10 @@ def write_gguf(path, config, params, tokenizer=None, quantise=None, fields=None,
         for layer in range(config.n_layers)
     }
     arrays = {names[name]: give() for name, _, give in disassemble(config, params)}
+    if config.norm_offset:
+        for name in arrays:
+            if name.endswith("norm.weight"):
+                arrays[name] = arrays[name] + np.float32(config.norm_offset)
     if config.family == "llama":
         for name in arrays:
             if name.endswith(("attn_q.weight", "attn_k.weight")):
@@ -49,7 +56,9 @@ def write_gguf(path, config, params, tokenizer=None, quantise=None, fields=None,
         "rope.freq_base": config.rope_theta,
         **(fields or {}),
     }
-    arch = arch or config.family
+    arch = arch or {"gemma3_text": "gemma3"}.get(config.family, config.family)
+    if arch == "gemma3":
+        metadata = {"attention.sliding_window": config.window, **metadata}
     writer = gguf.GGUFWriter(path, arch)
     for key, value in metadata.items():
         if value is not None:
@@ -104,8 +113,6 @@ def test_float32_is_read_bitwise(path, model, params, same_tree):
 )
 def test_quantised_tensors_are_near(path, model, kind, tolerance):
     """Rows of at least 32 so that the blocks of every type fit."""
-    import dataclasses
-
     config = dataclasses.replace(model.config, d_model=32, d_ff=64, head_dim=8, n_heads=4, n_kv_heads=2)
     shapes = jax.eval_shape(type(model)(config).init, jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -141,7 +148,7 @@ def test_truncated_and_foreign_files(path, model, params):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"arch": "gemma3"}, "architecture 'gemma3' is not supported; supported: llama, qwen3"),
+        ({"arch": "gemma2"}, "architecture 'gemma2' is not supported; supported: llama, qwen3"),
         ({"fields": {"rope.scaling.type": "yarn"}}, "rope scaling 'yarn' is not supported"),
         ({"fields": {"expert_count": 8}}, "mixture of experts"),
         ({"fields": {"attention.head_count": [4, 4, 2]}}, "varies by layer"),
@@ -149,7 +156,9 @@ def test_truncated_and_foreign_files(path, model, params):
         ({"fields": {"rope.dimension_count": 2}}, "a part of each head"),
         ({"fields": {"block_count": None}}, "block_count is missing"),
         ({"fields": {"block_count": 5}}, "missing from the weights"),
-        ({"tensor_changes": {"rope_freqs.weight": np.ones(2, np.float32)}}, "rope scaling 'llama3'"),
+        ({"tensor_changes": {"rope_freqs.weight": np.array([1, 3], np.float32)}}, "not the rotary scaling of Llama 3"),
+        ({"tensor_changes": {"rope_freqs.weight": np.full(7, 3, np.float32)}}, "not the rotary scaling of Llama 3"),
+        ({"fields": {"rope.scaling.type": "linear"}}, "rope.scaling.factor is missing"),
         ({"tensor_changes": {"blk.0.attn_q.bias": np.ones(2, np.float32)}}, "layers with a bias are not supported"),
         ({"tensor_changes": {"blk.1.ffn_up.weight": None}}, "tensor blk.1.ffn_up.weight missing"),
         ({"tensor_changes": {"token_embd.weight": None}}, "tensor token_embd.weight missing"),
@@ -161,3 +170,86 @@ def test_truncated_and_foreign_files(path, model, params):
 def test_what_cannot_be_read_is_one_clear_line(path, model, params, changes, words):
     write_gguf(path, model.config, params, **changes)
     assert words in read_error(path)
+
+
+QWEN2 = ModelConfig(
+    family="qwen2", vocab_size=60, d_model=24, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=4, d_ff=40,
+    rope_theta=1e6, norm_eps=1e-6, tie_embeddings=False, qkv_bias=True, max_positions=128,
+)  # fmt: skip
+LLAMA3 = ModelConfig(
+    family="llama", vocab_size=60, d_model=24, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=64, d_ff=40,
+    rope_theta=500_000.0, norm_eps=1e-5, max_positions=131_072,
+)  # fmt: skip
+GEMMA3 = ModelConfig(
+    family="gemma3_text", vocab_size=60, d_model=24, n_layers=7, n_heads=4, n_kv_heads=1, head_dim=8, d_ff=40,
+    rope_theta=1e6, norm_eps=1e-6, max_positions=128, local_layers=(0, 1, 2, 3, 4, 6), window=16,
+    local_rope_theta=10_000.0, query_scalar=8, **STRUCTURE["gemma3_text"],
+)  # fmt: skip
+
+
+def random_params(config):
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(LanguageModel(config).init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def test_qwen2_and_its_biases(path, same_tree):
+    params = random_params(QWEN2)
+    config, read_params, _ = gguf_file.read_file(write_gguf(path, QWEN2, params))
+    assert config == QWEN2
+    same_tree(read_params, params)
+
+
+def test_gemma3_norms_are_stored_with_their_offset(path):
+    params = random_params(GEMMA3)
+    config, read_params, _ = gguf_file.read_file(write_gguf(path, GEMMA3, params))
+    assert config == GEMMA3
+    for (where, ours), (_, wanted) in zip(
+        jax.tree_util.tree_leaves_with_path(read_params), jax.tree_util.tree_leaves_with_path(params), strict=True
+    ):
+        # 1 + scale is rounded in the file; nothing else is.
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=3e-7 if where[-1].key == "scale" else 0)
+
+
+def test_gemma3_27b_scales_its_queries_otherwise():
+    fields = {
+        "general.architecture": "gemma3", "gemma3.block_count": 62, "gemma3.attention.head_count": 32,
+        "gemma3.attention.head_count_kv": 16, "gemma3.attention.key_length": 128, "gemma3.embedding_length": 5376,
+        "gemma3.feed_forward_length": 21504, "gemma3.attention.sliding_window": 1024, "gemma3.rope.freq_base": 1e6,
+        "gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0, "gemma3.context_length": 131072,
+        "gemma3.attention.layer_norm_rms_epsilon": 1e-6,
+    }  # fmt: skip
+
+    class Embedding:
+        shape = (5376, 262_208)
+
+    config = gguf_file.config_from_fields(fields, {"token_embd.weight": Embedding}, "x.gguf")
+    assert (config.query_scalar, config.rope_scaling, len(config.local_layers)) == (168, RopeScaling("linear", 8.0), 52)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_divisors_become_its_scaling(path, same_tree, factor):
+    """The tensor by the published formula, one frequency at a time."""
+    config = dataclasses.replace(LLAMA3, rope_scaling=RopeScaling("llama3", factor))
+    divisors = []
+    for i in range(config.head_dim // 2):
+        wavelength = 2 * np.pi * config.rope_theta ** (2 * i / config.head_dim)
+        if wavelength < 8192 / 4:
+            divisors.append(1.0)
+        elif wavelength > 8192:
+            divisors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    assert len({*divisors}) > 3
+    params = random_params(config)
+    write_gguf(path, config, params, tensor_changes={"rope_freqs.weight": np.array(divisors, np.float32)})
+    read_config, read_params, _ = gguf_file.read_file(path)
+    assert read_config == config
+    same_tree(read_params, params)
+
+
+def test_linear_scaling(path):
+    config = dataclasses.replace(QWEN2, rope_scaling=RopeScaling("linear", 4.0))
+    fields = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    assert gguf_file.read_file(write_gguf(path, config, random_params(config), fields=fields))[0] == config
