@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from rlp_jax.checkpoints_io.hf_fields import check_types
 from rlp_jax.checkpoints_io.names import CheckpointError
+from rlp_jax.checkpoints_io.safetensors_file import shown
 from rlp_jax.checkpoints_io.tables import STRUCTURE
 from rlp_jax.data.tokenizer import Tokenizer
 from rlp_jax.models.layers import RopeScaling
@@ -49,6 +51,7 @@ def config_from_json(fields: dict[str, Any], source: str) -> ModelConfig:
     Raises:
       CheckpointError: an unknown architecture, a missing field, or a feature the decoder does not have.
     """
+    check_types(fields, source)
     family = fields.get("model_type")
     if family == "gemma3":
         raise CheckpointError(
@@ -56,7 +59,8 @@ def config_from_json(fields: dict[str, Any], source: str) -> ModelConfig:
             "(model_type gemma3_text, tensors model.layers...)"
         )
     if family not in MODEL_TYPES:
-        raise CheckpointError(f"{source}: model_type {family!r} is not supported; supported: {', '.join(MODEL_TYPES)}")
+        kind = shown(repr(family))
+        raise CheckpointError(f"{source}: model_type {kind} is not supported; supported: {', '.join(MODEL_TYPES)}")
     _refuse_unsupported(fields, source)
     sizes = {ours: _positive_int(fields, theirs, source) for ours, theirs in _KEY_NAMES.items()}
     n_heads = sizes["n_heads"]
@@ -138,8 +142,8 @@ def _local_layers(fields: dict[str, Any], n_layers: int, source: str) -> tuple[i
     if types := fields.get("layer_types"):
         if not set(types) <= {"full_attention", "sliding_attention"} or len(types) < n_layers:
             raise CheckpointError(
-                f"{source}: layer_types is {types!r}, expected full_attention (or sliding_attention, where the family "
-                f"has sliding-window attention) for each of {n_layers} layers"
+                f"{source}: layer_types is {shown(repr(types))}, expected full_attention (or sliding_attention, where "
+                f"the family has sliding-window attention) for each of {n_layers} layers"
             )
         local = tuple(y for y in range(n_layers) if types[y] == "sliding_attention")
     elif family == "gemma3_text":
