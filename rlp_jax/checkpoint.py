@@ -14,7 +14,7 @@ import chex
 import jax
 import orbax.checkpoint as ocp
 
-from rlp_jax.checkpoints_io.load import load
+from rlp_jax.checkpoints_io.load import open_model
 from rlp_jax.config import CheckpointConfig, Config
 from rlp_jax.models.transformer import LanguageModel
 from rlp_jax.settings import from_json
@@ -22,6 +22,7 @@ from rlp_jax.sharding import with_shardings
 from rlp_jax.state import TrainState
 
 DIRECTORY = "checkpoints"
+READ_ONLY = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
 
 
 class CheckpointError(ValueError):
@@ -110,6 +111,15 @@ class Checkpoints:
         self.close()
 
 
+def latest_step(run_dir: Path) -> int | None:
+    """The step of a run directory's latest checkpoint, None where there is none; writes nothing."""
+    directory = Path(run_dir).resolve() / DIRECTORY
+    if not directory.is_dir():
+        return None
+    with ocp.CheckpointManager(directory, options=READ_ONLY) as manager:
+        return manager.latest_step()
+
+
 def restore_params(
     run_dir: Path, like: chex.ArrayTree, names: tuple[str, ...] = ("params",)
 ) -> tuple[dict[str, chex.ArrayTree], int]:
@@ -117,7 +127,7 @@ def restore_params(
 
     Args:
       run_dir: a run directory.
-      like: parameters of the same shapes, numpy arrays or on any device.
+      like: parameters of the same shapes: numpy arrays, on any device, or ShapeDtypeStructs.
       names: "params", "ema_params" or both.
 
     Returns:
@@ -129,8 +139,7 @@ def restore_params(
     directory = Path(run_dir).resolve() / DIRECTORY
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist: the run has saved no checkpoint yet")
-    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
-    with ocp.CheckpointManager(directory, options=options) as manager:
+    with ocp.CheckpointManager(directory, options=READ_ONLY) as manager:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{directory} holds no checkpoint: the run has not saved one yet")
@@ -147,7 +156,7 @@ def restore_params(
 
 
 class LoadedRun(NamedTuple):
-    """A run directory's latest checkpoint, with what it needs to be used."""
+    """A run directory's latest checkpoint, with what it needs to be used. Trees that were not asked for are None."""
 
     config: Config
     model: LanguageModel
@@ -157,17 +166,21 @@ class LoadedRun(NamedTuple):
     step: int
 
 
-def load_run(run_dir: Path) -> LoadedRun:
-    """Model, tokenizer and trained parameters of a run directory.
+def load_run(run_dir: Path, names: tuple[str, ...] = ("params", "ema_params")) -> LoadedRun:
+    """Model, tokenizer and trained parameters of a run directory; the weights it started from are not read.
+
+    Args:
+      run_dir: a run directory.
+      names: "params", "ema_params" or both, what to read.
 
     Raises:
       ValueError: not a run directory, no checkpoint in it, or its model can no longer be found.
     """
     file = Path(run_dir) / "config.json"
     config = from_json(file.read_text(encoding="utf-8"), str(file))
-    model, params, tokenizer = load(config.model, config.compute_dtype, host=True)
-    trained, step = restore_params(run_dir, params, ("params", "ema_params"))
-    return LoadedRun(config, model, trained["params"], trained["ema_params"], tokenizer, step)
+    opened = open_model(config.model, config.compute_dtype)
+    trained, step = restore_params(run_dir, opened.abstract(), names)
+    return LoadedRun(config, opened.model, trained.get("params"), trained.get("ema_params"), opened.tokenizer, step)
 
 
 def unreadable(where: Path, error: Exception) -> CheckpointError:

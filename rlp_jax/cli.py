@@ -56,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", help="preset, Hugging Face directory, GGUF file or run directory")
     convert.add_argument("destination", type=Path, help="a new directory")
     convert.add_argument("--ema", action="store_true", help="of a run: the moving average instead of the policy")
+    convert.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                         help="of the stored weights (default: float32, bit for bit)")  # fmt: skip
     convert.set_defaults(run=_convert)
 
     report = commands.add_parser("report", help="write figures and report.html of a run again")
@@ -174,13 +176,14 @@ def _convert(args) -> int:
     if is_run(args.source):
         from rlp_jax.checkpoint import load_run
 
-        run = load_run(args.source)
-        model, tokenizer, params = run.model, run.tokenizer, run.ema_params if args.ema else run.params
+        name = "ema_params" if args.ema else "params"
+        run = load_run(args.source, (name,))
+        model, tokenizer, params = run.model, run.tokenizer, getattr(run, name)
     elif args.ema:
         raise ConfigError(f"--ema: {args.source} is not a run directory, it has no moving average")
     else:
-        model, params, tokenizer = load(args.source)
-    save_hf(args.destination, model, params, tokenizer)
+        model, params, tokenizer = load(args.source, host=True)
+    save_hf(args.destination, model, params, tokenizer, args.dtype)
     print(args.destination)
     return 0
 

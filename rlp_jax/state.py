@@ -32,13 +32,22 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def init_state(params: chex.ArrayTree, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: chex.ArrayTree, optimizer: optax.GradientTransformation, consume: bool = False) -> TrainState:
     """The state before the first step: float32 masters and phi = theta (specification, step 8).
 
     The average is a copy in memory of its own, because the learner donates the state: two leaves that share a buffer
-    cannot both be donated. `params` itself stays usable.
+    cannot both be donated. `params` itself stays usable, unless `consume`: then each of its leaves (jax arrays) is
+    freed once it has been copied, so that memory holds one leaf more than the state and not a whole tree.
     """
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+
+    def own(leaf):
+        copy = jnp.array(leaf, jnp.float32, copy=True)
+        if consume:
+            jax.block_until_ready(copy)
+            leaf.delete()
+        return copy
+
+    params = jax.tree.map(own, params)
     ema_params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
 

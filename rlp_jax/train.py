@@ -19,8 +19,9 @@ import numpy as np
 from rich.console import Console
 
 from rlp_jax import rlp
-from rlp_jax.checkpoint import Checkpoints, Position, truncate_logs
-from rlp_jax.checkpoints_io.load import load
+from rlp_jax.checkpoint import Checkpoints, Position, latest_step, truncate_logs
+from rlp_jax.checkpoints_io.leaves import Target
+from rlp_jax.checkpoints_io.load import open_model
 from rlp_jax.config import Config, ConfigError, to_json
 from rlp_jax.data.pipeline import Batch, TrainBatches, heldout_batches, load_documents, train_batches
 from rlp_jax.data.template import TemplateTokens, check_lengths, template_tokens
@@ -46,7 +47,11 @@ class TooManySkipped(RuntimeError):
 
 
 class Parts(NamedTuple):
-    """Everything that a run is built from, checked to fit together. `params` are numpy arrays."""
+    """Everything that a run is built from, checked to fit together.
+
+    `params` are the weights to start from, on their devices, and given up to the state of a fresh run. None where a
+    checkpoint will take their place, so that memory never holds both.
+    """
 
     model: LanguageModel
     params: Any
@@ -95,7 +100,7 @@ def train(config: Config, run_dir: str | Path, console: Console | None = None) -
         report = run_dir / "report.html"
         console.print(f"{run_dir} is finished ({config.steps} steps)", markup=False, highlight=False, soft_wrap=True)
         return report if report.is_file() else write_report(run_dir)
-    parts = prepare(config, console)
+    parts = prepare(config, console, fresh=latest_step(run_dir) is None)
     run_dir.mkdir(parents=True, exist_ok=True)
     with only_process(run_dir), Checkpoints(run_dir, config.checkpoint) as checkpoints, StopSignals() as stop:
         (run_dir / "summary.json").unlink(missing_ok=True)
@@ -105,11 +110,17 @@ def train(config: Config, run_dir: str | Path, console: Console | None = None) -
     return write_report(run_dir)
 
 
-def prepare(config: Config, console: Console) -> Parts:
-    """Model, data and mesh, checked to fit together. Raises ValueError where they do not."""
+def prepare(config: Config, console: Console, fresh: bool = True) -> Parts:
+    """Model, data and mesh, checked to fit together. Raises ValueError where they do not.
+
+    Args:
+      config: all settings.
+      console: where to print.
+      fresh: whether the run starts from the model's weights rather than from a checkpoint.
+    """
     mesh = make_mesh(config.mesh)
     check_devices(config, mesh_shape(config.mesh, jax.device_count()))
-    model, params, tokenizer = load(config.model, config.compute_dtype, host=True)
+    model, tokenizer, read = open_model(config.model, config.compute_dtype)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=config.remat))
     tokens = template_tokens(config.template, tokenizer)
     check_lengths(tokens, config, model.config.max_positions)
@@ -125,6 +136,7 @@ def prepare(config: Config, console: Console) -> Parts:
         )
     counts = ", ".join(f"{name} {count}" for name, count in splits.report.items() if count)
     console.print(f"data: {counts}", markup=False, highlight=False, soft_wrap=True)
+    params = read(Target(mesh)) if fresh or config.rlp.kl_coefficient > 0 else None
     return Parts(model, params, tokenizer, tokens, batches, heldout, mesh)
 
 
@@ -169,7 +181,7 @@ def loop(config: Config, run_dir: Path, parts: Parts, checkpoints: Checkpoints, 
     model, tokens, mesh = parts.model, parts.tokens, parts.mesh
     updates = config.steps * config.rlp.updates_per_batch
     optimizer, schedule = make_optimizer(config.optimizer, updates), make_schedule(config.optimizer, updates)
-    reference = place_state(parts.params, mesh) if config.rlp.kl_coefficient > 0 else None
+    reference = parts.params if config.rlp.kl_coefficient > 0 else None
     step = rlp.make_step(model, optimizer, tokens, config, reference)
     batches, heldout = parts.batches, [place_batch(batch, mesh) for batch in parts.heldout]
     state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints)
@@ -224,9 +236,10 @@ def start_or_resume(
     """The state to go on from; puts the data iterator and the log files where they were then."""
     if checkpoints.latest_step() is None:
         truncate_logs(run_dir, dict.fromkeys(FILES, 0))
-        state = init_state(place_state(parts.params, parts.mesh), optimizer)
+        kept = config.rlp.kl_coefficient > 0  # as the reference
+        state = init_state(parts.params, optimizer, consume=not kept)
         return place_state(state, parts.mesh), Progress()
-    abstract = jax.eval_shape(lambda params: init_state(params, optimizer), parts.params)
+    abstract = jax.eval_shape(lambda: init_state(parts.model.init(jax.random.key(0)), optimizer))
     state, position = checkpoints.restore(with_shardings(abstract, parts.mesh), fingerprint(config))
     truncate_logs(run_dir, position.logs)
     parts.batches.set_state(position.data)
