@@ -1,23 +1,33 @@
 """The cache: a document's keys and values, and the branches forked from it.
 
-`prefill → fork → continue` is the whole interface. A fork copies nothing: R branches read the one prefix, each up to
-its own position, so K positions with G thoughts each cost one pass over the document.
+`prefill → fork → continue` is the whole interface. A fork copies no key: R branches read the one prefix, each up to
+its own position, so K positions with G thoughts each cost one pass over the document. A recurrent layer has no keys
+to mask, so a hybrid's prefill keeps its state at K stops, and every branch starts from one of them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from rlp_jax.models.mamba2 import MambaState
 
 
 class Cache(NamedTuple):
     """Keys and values of all layers, stacked on the leading axis Y, or a tuple of Y arrays from an unrolled model.
+
+    A hybrid's are dicts of such arrays, one entry a layer of a repeated unit, Y its repeats.
 
     Attributes:
       prefix_k, prefix_v: [Y, B, M, T, E], the document.
       prefix_length_BR: int32, how many of the document's tokens branch r sees; None before `fork`.
       branch_k, branch_v: [Y, B, M, R, C, E], room for C tokens a branch; None for a fork without room (capacity 0).
       written: int32 scalar, tokens that every branch has had so far.
+      stop_BK: int32, hybrids only: the prefix lengths that branches may start from.
+      states: Mamba states: after a prefill, and in a fork without room, [Y, B, K, ...] at the stops; in a fork with
+        room each branch's own [Y, B, R, ...].
+      index_BR: int32, in a hybrid's fork without room: the stop that branch r starts from, -1 for none.
     """
 
     prefix_k: jax.Array
@@ -26,6 +36,9 @@ class Cache(NamedTuple):
     branch_k: jax.Array | None = None
     branch_v: jax.Array | None = None
     written: jax.Array | None = None
+    stop_BK: jax.Array | None = None
+    states: Any = None
+    index_BR: jax.Array | None = None
 
 
 def fork(cache: Cache, prefix_length_BR: jax.Array, capacity: int = 0) -> Cache:
@@ -35,18 +48,58 @@ def fork(cache: Cache, prefix_length_BR: jax.Array, capacity: int = 0) -> Cache:
       cache: from a prefill.
       prefix_length_BR: [B, R] int32, 0 to T.
       capacity: tokens a branch can hold for later calls. 0 for one call over whole branches, as in the learner.
+
+    Raises:
+      ValueError: a hybrid's branch that starts at no stop of the prefill, where the values are known. Where they are
+        traced, such a branch computes NaN.
     """
+    states, index_BR = cache.states, None
+    if states is not None:
+        index_BR = _find_stops(cache.stop_BK, prefix_length_BR)
+        if capacity:
+            states, index_BR = gather_states(states, index_BR), None
     room = None
     if capacity:
         shape = (prefix_length_BR.shape[1], capacity)
         room = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-2], *shape, k.shape[-1]), k.dtype), cache.prefix_k)
     return cache._replace(
-        prefix_length_BR=prefix_length_BR, branch_k=room, branch_v=room, written=jnp.zeros((), jnp.int32)
-    )
+        prefix_length_BR=prefix_length_BR, branch_k=room, branch_v=room, written=jnp.zeros((), jnp.int32),
+        states=states, index_BR=index_BR,
+    )  # fmt: skip
 
 
-def append(cache: Cache, k_YBMRSE: jax.Array, v_YBMRSE: jax.Array) -> Cache:
-    """Writes S new tokens of every branch. Past the capacity the write would wrap: the caller sizes the fork."""
+def _find_stops(stop_BK: jax.Array, prefix_length_BR: jax.Array) -> jax.Array:
+    """For each branch the first stop of its document with its prefix length, -1 for none."""
+    if not any(isinstance(x, jax.core.Tracer) for x in (stop_BK, prefix_length_BR)):
+        stops, lengths = np.asarray(stop_BK), np.asarray(prefix_length_BR)
+        for b, r in zip(*np.nonzero(~(lengths[..., None] == stops[:, None]).any(-1)), strict=True):
+            raise ValueError(
+                f"branch {r} of document {b} starts after {lengths[b, r]} tokens, but the prefill kept the recurrent "
+                f"states at {stops[b].tolist()} only: pass stops_BK with every prefix length to the prefill"
+            )
+    same_BRK = jnp.asarray(prefix_length_BR)[..., None] == stop_BK[:, None]
+    return jnp.where(same_BRK.any(-1), same_BRK.argmax(-1), -1)
+
+
+def gather_states(states: Any, index_BR: jax.Array) -> Any:
+    """States at stops, leaves [..., B, K, *own], as each branch's, [..., B, R, *own]; NaN for a branch without one."""
+
+    def gather(x, own_axes):
+        where = index_BR.reshape(*(1,) * (x.ndim - own_axes - 2), *index_BR.shape, *(1,) * own_axes)
+        return jnp.where(where >= 0, jnp.take_along_axis(x, jnp.maximum(where, 0), -own_axes - 1), jnp.nan)
+
+    def of_layer(state: MambaState) -> MambaState:
+        ssm, conv = (jax.tree.map(lambda x, n=n: gather(x, n), part) for part, n in zip(state, (3, 2), strict=True))
+        return MambaState(ssm, conv)
+
+    return jax.tree.map(of_layer, states, is_leaf=lambda x: isinstance(x, MambaState))
+
+
+def append(cache: Cache, size: int, k_YBMRSE: jax.Array, v_YBMRSE: jax.Array, states: Any = None) -> Cache:
+    """Writes S = `size` new tokens of every branch. Past the capacity the write would wrap: the caller sizes the fork.
+
+    `states` are the branches' new Mamba states, a hybrid's only. A fork without room stays as it is.
+    """
     if cache.branch_k is None:
         return cache
 
@@ -57,10 +110,12 @@ def append(cache: Cache, k_YBMRSE: jax.Array, v_YBMRSE: jax.Array) -> Cache:
     return cache._replace(
         branch_k=jax.tree.map(write, cache.branch_k, k_YBMRSE),
         branch_v=jax.tree.map(write, cache.branch_v, v_YBMRSE),
-        written=cache.written + jax.tree.leaves(k_YBMRSE)[0].shape[-2],
+        written=cache.written + size,
+        states=states,
     )
 
 
 def unstack_cache(cache: Cache) -> Cache:
     """A prefix [Y, ...] as a tuple of layers, for an unrolled model."""
-    return cache._replace(prefix_k=tuple(cache.prefix_k), prefix_v=tuple(cache.prefix_v))
+    prefix_k, prefix_v, states = jax.tree.map(tuple, (cache.prefix_k, cache.prefix_v, cache.states))
+    return cache._replace(prefix_k=prefix_k, prefix_v=prefix_v, states=states)

@@ -4,102 +4,19 @@ Everything outside `models/` sees `LanguageModel` only: pure functions of (param
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rlp_jax.models import cache as cache_lib
-from rlp_jax.models.attention import Segment, attend
+from rlp_jax.models.blocks import Attention, ModelConfig, View, global_view, head_angles, make_embed, unembed
 from rlp_jax.models.cache import Cache
-from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm, RopeScaling, rotary_angles, rotate
+from rlp_jax.models.hybrid import Hybrid
+from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm
 
 Params = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a decoder, and how to run it (the fields from `compute_dtype` on do not change the parameters)."""
-
-    family: str  # "llama" (SmolLM2 too), "qwen2", "qwen3", "gemma3_text": names in checkpoints
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_ff: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = True
-    qk_norm: bool = False  # RMS norm of each query and key head before the rotation (Qwen3, Gemma 3)
-    qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
-    rope_scaling: RopeScaling | None = None  # of global layers
-    local_layers: tuple[int, ...] = ()  # layers that see only the last `window` tokens, the token itself included
-    window: int = 0
-    local_rope_theta: float | None = None  # rotary base of local layers, unscaled; None: as in global ones
-    query_scalar: int | None = None  # attention scores are divided by its square root; None: head_dim
-    activation: str = "silu"  # or "gelu_tanh"
-    norm_offset: float = 0.0  # norms multiply by offset + scale (Gemma: 1)
-    sandwich_norms: bool = False  # RMS norms after attention and MLP too, before the residual sum (Gemma)
-    scale_embeddings: bool = False  # embeddings times sqrt(d_model) (Gemma)
-    max_positions: int = 2048
-    compute_dtype: str = "float32"
-    remat: bool = False  # recompute a layer's activations in the backward pass
-    scan_layers: bool = True  # False: `unstack_layers` the parameters; see `LanguageModel.unrolled`
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.compute_dtype)
-
-    @property
-    def local_Y(self) -> tuple[bool, ...] | None:
-        """Which layers are local, None where none is (then no window is ever computed)."""
-        local_Y = tuple(y in self.local_layers for y in range(self.n_layers))
-        return local_Y if any(local_Y) else None
-
-
-class Attention(nn.Module):
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x_BRSD, rotary, segments, new_mask_SS):
-        """Returns the output and the new keys and values [B, M, R, S, E]. `segments` is what came before."""
-        cfg = self.config
-        q_BRSNE = Dense((cfg.n_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="q")(x_BRSD)
-        k_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="k")(x_BRSD)
-        v_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="v")(x_BRSD)
-        if cfg.qk_norm:
-            q_BRSNE = RMSNorm(cfg.norm_eps, cfg.norm_offset, name="q_norm")(q_BRSNE)
-            k_BRSME = RMSNorm(cfg.norm_eps, cfg.norm_offset, name="k_norm")(k_BRSME)
-        cos, sin = rotary
-        q_BRSNE, k_BRSME = rotate(q_BRSNE, cos, sin), rotate(k_BRSME, cos, sin)
-        k_BMRSE, v_BMRSE = (x.transpose(0, 3, 1, 2, 4) for x in (k_BRSME, v_BRSME))
-        scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
-        out_BRSNE = attend(q_BRSNE, [*segments, Segment(k_BMRSE, v_BMRSE, new_mask_SS)], scale)
-        return Dense((cfg.d_model,), n_in=2, name="o")(out_BRSNE), (k_BMRSE, v_BMRSE)
-
-
-class View(NamedTuple):
-    """What a layer's queries may see and where they stand: rotary cosines and sines, and a mask for each segment."""
-
-    rotary: tuple[jax.Array, jax.Array]  # [B, R, S, 1, E/2]
-    prefix_mask: jax.Array | None  # broadcast to [B, R, S, T]
-    branch_mask: jax.Array | None  # [.., C]
-    new_mask: jax.Array  # [.., S]
-
-
-def global_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array) -> View:
-    """The view of layers that see everything before."""
-    S, prefix_mask, branch_mask = position_BRS.shape[-1], None, None
-    if cache is not None:
-        T = jax.tree.leaves(cache.prefix_k)[0].shape[-2]
-        prefix_mask = (jnp.arange(T) < cache.prefix_length_BR[..., None])[:, :, None]
-        if cache.branch_k is not None:
-            branch_mask = jnp.arange(jax.tree.leaves(cache.branch_k)[0].shape[-2]) < cache.written
-    rotary = _rotary(position_BRS, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-    return View(rotary, prefix_mask, branch_mask, jnp.tril(jnp.ones((S, S), bool)))
 
 
 def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, everything: View) -> View:
@@ -115,7 +32,7 @@ def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, e
         branch_mask = everything.branch_mask & (cache.written + s_S[:, None] - c_C < cfg.window)
     rotary = everything.rotary
     if cfg.local_rope_theta is not None:
-        rotary = _rotary(position_BRS, cfg.head_dim, cfg.local_rope_theta)
+        rotary = head_angles(position_BRS, cfg.head_dim, cfg.local_rope_theta)
     return View(rotary, prefix_mask, branch_mask, new_mask)
 
 
@@ -124,11 +41,6 @@ def choose_view(local: jax.Array | bool | None, everything: View, window: View |
     if local is None or isinstance(local, bool):
         return window if local else everything
     return jax.tree.map(lambda near, far: jnp.where(local, near, far), window, everything)
-
-
-def _rotary(position_BRS: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None):
-    # Head axis between S and E.
-    return tuple(x[..., None, :] for x in rotary_angles(position_BRS, head_dim, theta, scaling))
 
 
 class Block(nn.Module):
@@ -142,18 +54,13 @@ class Block(nn.Module):
         the `View` of global layers and that of local ones.
         """
         cfg = self.config
-        rotary, prefix_mask, branch_mask, new_mask = choose_view(local, *shared)
-        prefix_k, prefix_v, branch_k, branch_v = past
+        view = choose_view(local, *shared)
 
         def norm(name):
             return RMSNorm(cfg.norm_eps, cfg.norm_offset, name=name)
 
-        segments = []
-        if prefix_k is not None:
-            segments.append(Segment(prefix_k, prefix_v, prefix_mask))
-        if branch_k is not None:
-            segments.append(Segment(branch_k, branch_v, branch_mask))
-        update, new = Attention(cfg, name="attention")(norm("attention_norm")(x_BRSD), rotary, segments, new_mask)
+        normed = norm("attention_norm")(x_BRSD)
+        update, new = Attention(cfg, name="attention")(normed, past, view)
         x_BRSD = x_BRSD + (norm("post_attention_norm")(update) if cfg.sandwich_norms else update)
         update = GatedMLP(cfg.d_ff, cfg.activation, name="mlp")(norm("mlp_norm")(x_BRSD))
         return x_BRSD + (norm("post_mlp_norm")(update) if cfg.sandwich_norms else update), new
@@ -166,10 +73,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         cfg = self.config
-        self.embed = nn.Embed(
-            cfg.vocab_size, cfg.d_model, dtype=cfg.dtype, param_dtype=jnp.float32,
-            embedding_init=nn.initializers.normal(0.02),
-        )  # fmt: skip
+        self.embed = make_embed(cfg)
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
         if cfg.scan_layers:
             self.layers = nn.scan(
@@ -211,14 +115,7 @@ class Transformer(nn.Module):
 
     def unembed(self, x_D: jax.Array) -> jax.Array:
         """Logits [..., V] in float32 from final hidden states [..., D]."""
-        cfg = self.config
-        if cfg.tie_embeddings:
-            flat_D = x_D.reshape(-1, x_D.shape[-1])
-            logits_V = jnp.einsum(
-                "sd,vd->sv", flat_D, self.embed.embedding.astype(cfg.dtype), preferred_element_type=jnp.float32
-            )
-            return logits_V.reshape(*x_D.shape[:-1], -1)
-        return self.head(x_D).astype(jnp.float32)
+        return unembed(self, x_D)
 
     def everything(self, tokens_BRS: jax.Array) -> jax.Array:
         """Touches every parameter: used by init alone."""
@@ -232,8 +129,8 @@ class LanguageModel:
     config: ModelConfig
 
     @property
-    def module(self) -> Transformer:
-        return Transformer(self.config)
+    def module(self) -> nn.Module:
+        return (Transformer if self.config.hybrid is None else Hybrid)(self.config)
 
     def unrolled(self) -> "LanguageModel":
         """The same function without the scan, for parameters from `unstack_layers`.
@@ -247,7 +144,9 @@ class LanguageModel:
         """Random float32 parameters, the tree of ARCHITECTURE.md."""
         return self.module.init(key, jnp.zeros((1, 1, 1), jnp.int32), method="everything")["params"]
 
-    def apply(self, params: Params, tokens: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+    def apply(
+        self, params: Params, tokens: jax.Array, cache: Cache | None = None, stops_BK: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
         """Logits and the cache after these tokens.
 
         Args:
@@ -255,6 +154,8 @@ class LanguageModel:
           tokens: without a cache, documents [B, T], right-padded. With a forked cache, continuations [B, R, S] of its
             branches ([B, S] where R is 1).
           cache: None, or from `fork`.
+          stops_BK: without a cache, the prefix lengths (0 to T) that branches will start from: a hybrid keeps its
+            recurrent states there, by default at T alone. Other models can start anywhere and need none.
 
         Returns:
           logits float32, shape of tokens + [V]; logits at position s predict token s + 1. The cache: a prefix to fork,
@@ -263,10 +164,12 @@ class LanguageModel:
         Raises:
           ValueError: tokens of the wrong rank, or a cache that was not forked.
         """
-        hidden, cache = self.hidden(params, tokens, cache)
+        hidden, cache = self.hidden(params, tokens, cache, stops_BK)
         return self.unembed(params, hidden), cache
 
-    def hidden(self, params: Params, tokens: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+    def hidden(
+        self, params: Params, tokens: jax.Array, cache: Cache | None = None, stops_BK: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
         """`apply` without the projection to the vocabulary: final hidden states, shape of tokens + [D]."""
         if cache is not None and cache.prefix_length_BR is None:
             raise ValueError("the cache is a prefix: fork(cache, prefix_length_BR, capacity) it before continuing")
@@ -279,11 +182,20 @@ class LanguageModel:
                 f"tokens are for {tokens_BRS.shape[:2]} (documents, branches), the cache was forked for "
                 f"{cache.prefix_length_BR.shape}"
             )
-        hidden, (k, v) = self.module.apply({"params": params}, tokens_BRS, cache)
-        if cache is None:
-            cache = Cache(*jax.tree.map(lambda x: x.squeeze(-3), (k, v)))
+        states, inputs = None, (tokens_BRS, cache)
+        if self.config.hybrid is None:
+            hidden, (k, v) = self.module.apply({"params": params}, *inputs)
         else:
-            cache = cache_lib.append(cache, k, v)
+            if cache is None:
+                B, T = tokens.shape
+                stops_BK = jnp.full((B, 1), T) if stops_BK is None else jnp.asarray(stops_BK)
+                inputs = (*inputs, stops_BK)
+            hidden, (k, v, states) = self.module.apply({"params": params}, *inputs)
+        if cache is None:
+            k, v = jax.tree.map(lambda x: x.squeeze(-3), (k, v))
+            cache = Cache(k, v) if states is None else Cache(k, v, stop_BK=stops_BK, states=states)
+        else:
+            cache = cache_lib.append(cache, tokens_BRS.shape[-1], k, v, states)
         return (hidden[:, 0] if tokens.ndim == 2 else hidden), cache
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -293,7 +205,11 @@ class LanguageModel:
 
 def unstack_layers(params: Params) -> Params:
     """Parameters for `LanguageModel.unrolled`: one subtree a layer instead of a stack."""
-    layers = params["layers"]
-    depth = jax.tree.leaves(layers)[0].shape[0]
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    return rest | {f"layers_{y}": jax.tree.map(lambda x, y=y: x[y], layers) for y in range(depth)}
+    out = {}
+    for name, tree in params.items():
+        if name == "layers" or name.startswith("segments_"):
+            depth = jax.tree.leaves(tree)[0].shape[0]
+            out |= {f"{name}_{y}": jax.tree.map(lambda x, y=y: x[y], tree) for y in range(depth)}
+        else:
+            out[name] = tree
+    return out

@@ -1,0 +1,254 @@
+"""The Mamba-2 mixer: a linear recurrence over a state, run as matrix products over chunks of tokens.
+
+State space duality (Dao and Gu, arXiv 2405.21060, section 6): inside a chunk every token reads those before it through
+a [chunk, chunk] matrix, as attention does; across chunks one state is handed on. A single new token takes one step of
+the recurrence instead. States and decays are float32 whatever the model computes in.
+
+Dimensions beside the legend of ARCHITECTURE.md: n sequences (documents, or documents and branches together), J heads
+in U groups of O, P width of a head, Z state size, W taps of the convolution, I its channels (J·P + 2·U·Z); a sequence
+of S tokens is cut into c chunks of q tokens (k where they are read).
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlp_jax.models.layers import Dense
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridConfig:
+    """What a Nemotron-H model has beyond a decoder: its pattern of layers, and the shape of its Mamba-2 mixers."""
+
+    pattern: str  # one letter a layer: "M" Mamba-2, "*" attention, "-" MLP
+    heads: int
+    head_dim: int
+    state_size: int
+    groups: int  # heads of a group share B and C, and the norm before the output
+    conv_kernel: int = 4
+    conv_bias: bool = True
+    chunk_size: int = 128  # how the scan is cut, not what it computes
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
+
+    @property
+    def width(self) -> int:
+        """J·P, what enters and leaves the recurrence."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """I, what the convolution sees: x, B and C."""
+        return self.width + 2 * self.groups * self.state_size
+
+
+class MambaState(NamedTuple):
+    """What a sequence leaves behind: ssm [..., J, P, Z] float32, and conv [..., W - 1, I], the convolution's last
+    inputs. Leading axes are [n], or [B, K] at K places of B documents."""
+
+    ssm: jax.Array
+    conv: jax.Array
+
+
+class Chunks(NamedTuple):
+    """A scanned sequence, from which its state at any token can be had.
+
+    x: [n, c, U, O, q, P] inputs times their step; log_decay: [n, c, U, O, q], sum of dt·A from the chunk's start to
+    each token, that token included; b: [n, c, U, q, Z]; start: [n, c, U, O, P, Z], the state before each chunk.
+    """
+
+    x: jax.Array
+    log_decay: jax.Array
+    b: jax.Array
+    start: jax.Array
+
+
+def ssd(
+    x_nSJP: jax.Array,
+    dt_nSJ: jax.Array,
+    a_J: jax.Array,
+    b_nSUZ: jax.Array,
+    c_nSUZ: jax.Array,
+    start_nJPZ: jax.Array,
+    chunk_size: int,
+) -> tuple[jax.Array, jax.Array, Chunks]:
+    """y_s = C_s h_s with h_s = exp(dt_s A) h_{s-1} + dt_s x_s B_s, all float32, for every token of n sequences.
+
+    Args:
+      x_nSJP, b_nSUZ, c_nSUZ: inputs, and the state's way in and out.
+      dt_nSJ: step lengths; 0 leaves the state as it is.
+      a_J: A, negative.
+      start_nJPZ: h before the first token.
+      chunk_size: tokens a chunk; the cost inside chunks grows with it, that across them falls.
+
+    Returns:
+      y_nSJP; the state after the last token [n, J, P, Z]; and the chunks.
+    """
+    n, S, J, P = x_nSJP.shape
+    U, Z = b_nSUZ.shape[2:]
+    q = min(chunk_size, S)
+    dt_nSJ, x_nSJP = dt_nSJ.astype(jnp.float32), x_nSJP.astype(jnp.float32)
+
+    def chunked(array_nS, *axes):  # whole chunks, padded with zero steps, tokens as the last axis but one
+        array_nS = jnp.pad(array_nS, [(0, 0), (0, -S % q)] + [(0, 0)] * (array_nS.ndim - 2))
+        return jnp.moveaxis(array_nS.reshape(n, -1, q, *axes), 2, -2)
+
+    x = chunked(x_nSJP * dt_nSJ[..., None], U, J // U, P)
+    b, c = (chunked(array.astype(jnp.float32), U, Z) for array in (b_nSUZ, c_nSUZ))
+    log_decay = jnp.cumsum(chunked((dt_nSJ * a_J)[..., None], U, J // U, 1)[..., 0], -1)
+
+    # Inside a chunk: token q reads token k <= q through C_q B_k, decayed by what lies between.
+    between = log_decay[..., :, None] - log_decay[..., None, :]
+    between = jnp.exp(jnp.where(jnp.tril(jnp.ones((q, q), bool)), between, -jnp.inf))
+    weight = jnp.einsum("ncuqz,ncukz->ncuqk", c, b)[:, :, :, None] * between
+    y = jnp.einsum("ncuoqk,ncuokp->ncuoqp", weight, x)
+
+    # Across chunks: what each adds to the state by its end, then the states in turn.
+    to_end = jnp.exp(log_decay[..., -1:] - log_decay)
+    added = jnp.einsum("ncuokp,ncukz->ncuopz", x * to_end[..., None], b)
+    whole = jnp.exp(log_decay[..., -1])[..., None, None]
+
+    def hand_on(state, chunk):
+        decay, new = chunk
+        return state * decay + new, state
+
+    start = start_nJPZ.astype(jnp.float32).reshape(n, U, J // U, P, Z)
+    end, start = jax.lax.scan(hand_on, start, (whole.swapaxes(0, 1), added.swapaxes(0, 1)))
+    start = start.swapaxes(0, 1)
+    y += jnp.einsum("ncuqz,ncuopz->ncuoqp", c, start) * jnp.exp(log_decay)[..., None]
+
+    y_nSJP = jnp.moveaxis(y, -2, 2).reshape(n, -1, J, P)[:, :S]
+    return y_nSJP, end.reshape(n, J, P, Z), Chunks(x, log_decay, b, start)
+
+
+def states_at(chunks: Chunks, stop_nK: jax.Array) -> jax.Array:
+    """The state after the first `stop` tokens (0 to S), [n, K, J, P, Z]: from its chunk's start and what follows."""
+    _, c, U, O, q, P = chunks.x.shape
+    Z = chunks.b.shape[-1]
+
+    def one(x, log_decay, b, start, stop):
+        chunk = jnp.clip((stop - 1) // q, 0, c - 1)
+        log_decay_UOq = log_decay[chunk]
+        # Decay up to the stop: entry `stop - 1` within the chunk, nothing where the stop is the chunk's start.
+        inside = stop - chunk * q
+        up_to_UO = jnp.where(inside > 0, log_decay_UOq[..., jnp.maximum(inside - 1, 0)], 0.0)
+        left_UOq = jnp.exp(jnp.where(jnp.arange(q) < inside, up_to_UO[..., None] - log_decay_UOq, -jnp.inf))
+        added = jnp.einsum("uokp,ukz->uopz", x[chunk] * left_UOq[..., None], b[chunk])
+        return (start[chunk] * jnp.exp(up_to_UO)[..., None, None] + added).reshape(U * O, P, Z)
+
+    over_stops = jax.vmap(one, (None, None, None, None, 0))
+    return jax.vmap(over_stops)(*chunks, stop_nK)
+
+
+def ssd_step(
+    x_nJP: jax.Array, dt_nJ: jax.Array, a_J: jax.Array, b_nUZ: jax.Array, c_nUZ: jax.Array, state_nJPZ: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One token of `ssd`: y [n, J, P] and the state after it."""
+    n, J, P = x_nJP.shape
+    U, Z = b_nUZ.shape[1:]
+    x = (x_nJP.astype(jnp.float32) * dt_nJ[..., None]).reshape(n, U, J // U, P)
+    b, c = b_nUZ.astype(jnp.float32), c_nUZ.astype(jnp.float32)
+    decay = jnp.exp(dt_nJ * a_J).reshape(n, U, J // U, 1, 1)
+    state = state_nJPZ.reshape(n, U, J // U, P, Z) * decay + x[..., None] * b[:, :, None, None]
+    y = jnp.einsum("nuopz,nuz->nuop", state, c)
+    return y.reshape(n, J, P), state.reshape(n, J, P, Z)
+
+
+def causal_convolution(joined_nTI: jax.Array, kernel_WI: jax.Array) -> jax.Array:
+    """Depthwise: each channel's last W values, weighted. The first W - 1 of T tokens are history: [n, T - W + 1, I]."""
+    W = kernel_WI.shape[0]
+    S = joined_nTI.shape[1] - (W - 1)
+    return sum(joined_nTI[:, w : w + S] * kernel_WI[w] for w in range(W))
+
+
+class GatedGroupNorm(nn.Module):
+    """RMS norm of y · silu(z) within each of U groups of channels, times a scale; float32 inside."""
+
+    groups: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (y.shape[-1],), jnp.float32)
+        gated = y.astype(jnp.float32) * nn.silu(z.astype(jnp.float32))
+        grouped = gated.reshape(*y.shape[:-1], self.groups, -1)
+        grouped *= jax.lax.rsqrt(jnp.mean(jnp.square(grouped), -1, keepdims=True) + self.eps)
+        return (grouped.reshape(y.shape) * scale).astype(z.dtype)
+
+
+class Convolution(nn.Module):
+    """Parameters of the depthwise convolution, and its silu."""
+
+    config: HybridConfig
+
+    @nn.compact
+    def __call__(self, joined_nTI: jax.Array) -> jax.Array:
+        cfg, dtype = self.config, joined_nTI.dtype
+        kernel_WI = self.param("kernel", _conv_init, (cfg.conv_kernel, cfg.channels), jnp.float32)
+        out_nSI = causal_convolution(joined_nTI, kernel_WI.astype(dtype))
+        if cfg.conv_bias:
+            out_nSI += self.param("bias", nn.initializers.zeros, (cfg.channels,), jnp.float32).astype(dtype)
+        return nn.silu(out_nSI)
+
+
+class Mamba2(nn.Module):
+    """The mixer: [n, S, D] to [n, S, D], from a past state to a new one."""
+
+    config: HybridConfig
+    norm_eps: float
+
+    @nn.compact
+    def __call__(
+        self, x_nSD: jax.Array, past: MambaState | None = None, stop_nK: jax.Array | None = None
+    ) -> tuple[jax.Array, MambaState]:
+        """Returns the output, and the state after the first `stop` tokens for each stop [n, K, ...], or without stops
+        after the last token [n, ...]. `past` is the state before the first token, None at the start of a document."""
+        cfg = self.config
+        n, S, D = x_nSD.shape
+        J, P, U, Z, W, I = cfg.heads, cfg.head_dim, cfg.groups, cfg.state_size, cfg.conv_kernel, cfg.channels
+        a_J = -jnp.exp(self.param("A_log", _a_init, (J,), jnp.float32))
+        dt_bias_J = self.param("dt_bias", _dt_init, (J,), jnp.float32)
+        skip_J = self.param("D", nn.initializers.ones, (J,), jnp.float32)
+
+        projected = Dense((cfg.width + I + J,), name="in_proj")(x_nSD)
+        z, new_nSI, dt_nSJ = jnp.split(projected, (cfg.width, cfg.width + I), -1)
+        history = jnp.zeros((n, W - 1, I), new_nSI.dtype) if past is None else past.conv
+        joined_nTI = jnp.concatenate([history, new_nSI], 1)
+        mixed_nSI = Convolution(cfg, name="conv")(joined_nTI)
+        x, b, c = jnp.split(mixed_nSI, (cfg.width, cfg.width + U * Z), -1)
+        x, b, c = x.reshape(n, S, J, P), b.reshape(n, S, U, Z), c.reshape(n, S, U, Z)
+        dt_nSJ = jnp.clip(nn.softplus(dt_nSJ.astype(jnp.float32) + dt_bias_J), *cfg.time_step_limit)
+
+        start = jnp.zeros((n, J, P, Z), jnp.float32) if past is None else past.ssm
+        if S == 1 and stop_nK is None:
+            y, end = ssd_step(x[:, 0], dt_nSJ[:, 0], a_J, b[:, 0], c[:, 0], start)
+            y = y[:, None]
+        else:
+            y, end, chunks = ssd(x, dt_nSJ, a_J, b, c, start, cfg.chunk_size)
+        y = (y + skip_J[:, None] * x.astype(jnp.float32)).reshape(n, S, cfg.width)
+        out_nSD = Dense((D,), name="out_proj")(GatedGroupNorm(U, self.norm_eps, name="gate_norm")(y, z))
+        if stop_nK is None:
+            return out_nSD, MambaState(end, joined_nTI[:, S:])
+        last_nKW = stop_nK[..., None] + jnp.arange(W - 1)
+        conv = jax.vmap(lambda joined_TI, last_KW: joined_TI[last_KW])(joined_nTI, last_nKW)
+        return out_nSD, MambaState(states_at(chunks, stop_nK), conv)
+
+
+def _a_init(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    """log of A uniform in [1, 16], as in the reference implementation of Mamba-2."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
+
+
+def _dt_init(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    """Inverse softplus of a step that is log-uniform in [0.001, 0.1]."""
+    step = jnp.exp(jax.random.uniform(key, shape, dtype, math.log(1e-3), math.log(1e-1)))
+    return step + jnp.log(-jnp.expm1(-step))
+
+
+def _conv_init(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    """Uniform within 1/sqrt(W), what the reference implementation leaves its convolutions at."""
+    bound = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
