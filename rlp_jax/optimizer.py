@@ -35,8 +35,12 @@ def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
     return optax.join_schedules([first, after], [warmup])
 
 
+DECAYED = ("kernel", "embedding")
+
+
 def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """Clip, then AdamW. Weight decay leaves norm scales alone: pulling a gain towards zero is not regularisation.
+    """Clip, then AdamW. Weight decay takes matrices alone: pulling a norm's gain, a bias, or the rate at which a
+    recurrent state decays towards zero is not regularisation.
 
     Args:
       config: the optimizer's settings.
@@ -44,7 +48,7 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
     """
 
     def decayed(params):
-        return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) != "scale", params)
+        return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", None) in DECAYED, params)
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -74,7 +74,9 @@ def sample(
     s_ema_BKH, _ = scoring.baseline_logprob(model, ema_params, plain, position_BK, target_BKH)
 
     key_BKG = thought_keys(jax.random.fold_in(key, Purpose.THOUGHTS), batch["document_B"], position_BK, rlp.group_size)
-    _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context))
+    _, cache = model.hidden(
+        params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_length(template, position_BK, 1)
+    )
     rollout = sample_thoughts(
         model, params, cache, prefix_length(template, position_BK, rlp.group_size),
         template.open, template.close, _merge(key_BKG), rlp.thought_tokens, rlp.temperature,
@@ -174,7 +176,7 @@ def _loss(model, template, config, params, batch, samples, scores, reference_par
     thoughts = scoring.Thoughts(*map(_merge, (samples.thought_BKGL, samples.length_BKG, samples.stopped_BKG)))
 
     def score(params):
-        _, cache = model.hidden(params, tokens_BT)
+        _, cache = model.hidden(params, tokens_BT, stops_BK=prefix_length(template, samples.position_BK, 1))
         scored = scoring.score_branches(
             model, params, cache, prefix_BR, thoughts, jnp.repeat(target_BKH, rlp.group_size, 1), template,
             rlp.temperature,

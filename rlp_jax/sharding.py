@@ -25,6 +25,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"attention/o/kernel", P(None, "tensor", None, "fsdp")),
     (r"mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (r"mlp/down/kernel", P(None, "tensor", "fsdp")),
+    (r"mixer/[qkv]/kernel", P(None, "fsdp", "tensor", None)),
+    (r"mixer/o/kernel", P(None, "tensor", None, "fsdp")),
+    (r"mixer/(up|in_proj)/kernel", P(None, "fsdp", "tensor")),
+    (r"mixer/(down|out_proj)/kernel", P(None, "tensor", "fsdp")),
     (r"head/kernel", P("fsdp", "tensor")),
     (r"scale", P()),
 )

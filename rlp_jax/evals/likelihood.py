@@ -109,8 +109,8 @@ def _evaluate_batch(model, template, rlp: RLPConfig, settings: EvalConfig, param
     plain = scoring.read_plain(model, params, tokens_BT, template)
     no_think_policy = scoring.baseline_logprob(model, params, plain, position_BK, target_BKH)
 
-    _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context))
     prefix_BK = position_BK + len(template.context)
+    _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_BK)
     key_BKG = thought_keys(thought_key, document_B, position_BK, G)
     sampled = sample_thoughts(
         model, params, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close,

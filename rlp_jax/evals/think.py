@@ -69,7 +69,7 @@ def think(
 
     @jax.jit
     def sampled(params):
-        _, cache = model.hidden(params, scoring.with_context(tokens_1T, template.context))
+        _, cache = model.hidden(params, scoring.with_context(tokens_1T, template.context), stops_BK=prefix_1G[:, :1])
         keys_1G = thought_keys(key, jnp.zeros(1, jnp.int32), position_11, group_size)[:, 0]
         rollout = sample_thoughts(
             model, params, cache, prefix_1G, template.open, template.close, keys_1G, max_tokens, temperature
