@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rlp_jax.checkpoints_io import nemotron_h
 from rlp_jax.checkpoints_io.hf_fields import check_types
 from rlp_jax.checkpoints_io.names import CheckpointError
 from rlp_jax.checkpoints_io.safetensors_file import shown
@@ -58,9 +59,11 @@ def config_from_json(fields: dict[str, Any], source: str) -> ModelConfig:
             f"{source}: model_type 'gemma3' reads images too and is not supported: export its language model "
             "(model_type gemma3_text, tensors model.layers...)"
         )
+    if family == nemotron_h.MODEL_TYPE:
+        return nemotron_h.config_from_json(fields, source)
     if family not in MODEL_TYPES:
-        kind = shown(repr(family))
-        raise CheckpointError(f"{source}: model_type {kind} is not supported; supported: {', '.join(MODEL_TYPES)}")
+        kind, supported = shown(repr(family)), ", ".join((*MODEL_TYPES, nemotron_h.MODEL_TYPE))
+        raise CheckpointError(f"{source}: model_type {kind} is not supported; supported: {supported}")
     _refuse_unsupported(fields, source)
     sizes = {ours: _positive_int(fields, theirs, source) for ours, theirs in _KEY_NAMES.items()}
     n_heads = sizes["n_heads"]
@@ -192,6 +195,8 @@ def _positive_int(fields: dict[str, Any], key: str, source: str, default: int | 
 
 def config_to_json(config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The fields of config.json that transformers needs to rebuild the model."""
+    if config.hybrid is not None:
+        return nemotron_h.config_to_json(config) | (token_ids(tokenizer) if tokenizer else {})
     fields = {
         "architectures": [MODEL_TYPES[config.family]],
         "model_type": config.family,

@@ -61,13 +61,15 @@ FIELDS: dict[str, Any] = {
     "model_type": _TEXT,
     "num_hidden_layers": _LAYERS,
     "max_window_layers": _COUNT,
+    "num_nextn_predict_layers": _COUNT,
     "rms_norm_eps": _NUMBER,
     "layer_norm_epsilon": _NUMBER,
     "rope_local_base_freq": _POSITIVE,
     **dict.fromkeys(
         ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim",
          "max_position_embeddings", "sliding_window", "sliding_window_pattern", "mamba_num_heads", "mamba_head_dim",
-         "ssm_state_size", "n_groups", "mamba_n_groups", "conv_kernel", "chunk_size", "expand",
+         "ssm_state_size", "n_groups", "mamba_n_groups", "conv_kernel", "mamba_d_conv", "chunk_size",
+         "mamba_chunk_size", "expand",
          "attention_head_dim"), _SIZE),
     **dict.fromkeys(
         ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "use_conv_bias", "mamba_proj_bias",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rlp_jax.checkpoints_io import nemotron_h
 from rlp_jax.checkpoints_io.hf_config import config_from_json, config_to_json, token_ids
 from rlp_jax.checkpoints_io.leaves import HOST, Target
 from rlp_jax.checkpoints_io.names import CheckpointError, Params, assemble, check, disassemble
@@ -27,6 +28,7 @@ from rlp_jax.checkpoints_io.safetensors_file import (
     shown,
     write_file,
 )
+from rlp_jax.checkpoints_io.tables import tensors
 from rlp_jax.data.tokenizer import Tokenizer
 from rlp_jax.models.transformer import ModelConfig
 
@@ -88,13 +90,16 @@ def open_directory(directory: str | os.PathLike) -> tuple[ModelConfig, Callable[
             raise CheckpointError(
                 f"{entry.path}: tensor {shown(name)} is stored as {entry.dtype}; supported: {', '.join(FLOATS)}"
             )
+    if config.family == nemotron_h.MODEL_TYPE:
+        located = nemotron_h.published_names(located)
     head = located.pop("lm_head.weight", None) if config.tie_embeddings else None
     found = {name: entry.shape for name, entry in located.items()}
     check(config, "huggingface", found, str(directory))
 
     def read(target: Target) -> Params:
         if head is not None:
-            _check_tied_head(head, located["model.embed_tokens.weight"], directory)
+            name = next(t.name.huggingface for t in tensors(config) if t.name.path == "embed/embedding")
+            _check_tied_head(head, name, located[name], directory)
         return assemble(
             config, "huggingface", found, lambda name: located[name].read(), str(directory), target,
             lambda name, first, last: located[name].read(first, last),
@@ -125,7 +130,7 @@ def refuse_links_outside(path: pathlib.Path) -> None:
         )
 
 
-def _check_tied_head(head: Entry, embedding: Entry, directory: pathlib.Path) -> None:
+def _check_tied_head(head: Entry, name: str, embedding: Entry, directory: pathlib.Path) -> None:
     """Some tied checkpoints store the head too: it is dropped, if it is the embedding."""
     rows = max(1, COMPARE_BYTES // (8 * embedding.shape[1]))
     if head.shape != embedding.shape or not all(
@@ -133,7 +138,7 @@ def _check_tied_head(head: Entry, embedding: Entry, directory: pathlib.Path) -> 
         for first in range(0, head.shape[0], rows)
     ):
         raise CheckpointError(
-            f"{directory}: tensor lm_head.weight differs from model.embed_tokens.weight, but config.json ties them: "
+            f"{directory}: tensor lm_head.weight differs from {name}, but config.json ties them: "
             "set tie_word_embeddings to false"
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlp_jax.models.hybrid import layer_name, segments
 from rlp_jax.models.transformer import ModelConfig
 
 Params = dict[str, Any]
@@ -120,8 +121,13 @@ def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
     Raises:
       CheckpointError: a family without a table, or a config that contradicts its family's `STRUCTURE`.
     """
+    if (config.family == "nemotron_h") != (config.hybrid is not None):
+        raise CheckpointError(f"family {config.family!r} with hybrid={config.hybrid} is not a published architecture")
+    if config.hybrid is not None:
+        return _hybrid_tensors(config)
     if config.family not in FAMILIES:
-        raise CheckpointError(f"family {config.family!r} has no table of names; supported: {', '.join(FAMILIES)}")
+        known = ", ".join((*FAMILIES, "nemotron_h"))
+        raise CheckpointError(f"family {config.family!r} has no table of names; supported: {known}")
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     for field in _STRUCTURAL if config.family in STRUCTURE else ():
         expected = STRUCTURE[config.family].get(field, defaults[field])
@@ -163,4 +169,50 @@ def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
             stored = shape
         layers = tuple(range(config.n_layers)) if name.path.startswith("layers/") else None
         result.append(Tensor(name, shape, stored, layers))
+    return tuple(result)
+
+
+def _hybrid_tensors(config: ModelConfig) -> tuple[Tensor, ...]:
+    """Those of Nemotron-H, segment by segment."""
+    D, V, E, N, M = config.d_model, config.vocab_size, config.head_dim, config.n_heads, config.n_kv_heads
+    h, F = config.hybrid, config.d_ff
+    J, I, W = h.heads, h.channels, h.conv_kernel
+    # Place in a layer: (name in checkpoints, shape in the tree, shape in checkpoints).
+    mixers = {
+        "M": {
+            "mixer/in_proj/kernel": ("in_proj.weight", (D, h.width + I + J), (h.width + I + J, D)),
+            "mixer/conv/kernel": ("conv1d.weight", (W, I), (I, 1, W)),
+            "mixer/conv/bias": ("conv1d.bias", (I,), (I,)),
+            "mixer/A_log": ("A_log", (J,), (J,)),
+            "mixer/D": ("D", (J,), (J,)),
+            "mixer/dt_bias": ("dt_bias", (J,), (J,)),
+            "mixer/gate_norm/scale": ("norm.weight", (h.width,), (h.width,)),
+            "mixer/out_proj/kernel": ("out_proj.weight", (h.width, D), (D, h.width)),
+        },
+        "*": {
+            "mixer/q/kernel": ("q_proj.weight", (D, N, E), (N * E, D)),
+            "mixer/k/kernel": ("k_proj.weight", (D, M, E), (M * E, D)),
+            "mixer/v/kernel": ("v_proj.weight", (D, M, E), (M * E, D)),
+            "mixer/o/kernel": ("o_proj.weight", (N, E, D), (D, N * E)),
+        },
+        "-": {
+            "mixer/up/kernel": ("up_proj.weight", (D, F), (F, D)),
+            "mixer/down/kernel": ("down_proj.weight", (F, D), (D, F)),
+        },
+    }
+    if not h.conv_bias:
+        del mixers["M"]["mixer/conv/bias"]
+    result, first = [Tensor(Name("embed/embedding", "backbone.embeddings.weight", ""), (V, D), (V, D))], 0
+    for s, (unit, repeats) in enumerate(segments(h.pattern)):
+        for place, kind in enumerate(unit):
+            layers = tuple(first + place + repeat * len(unit) for repeat in range(repeats))
+            parts = {"norm/scale": ("norm.weight", (D,), (D,))}
+            parts |= {path: (f"mixer.{theirs}", *shapes) for path, (theirs, *shapes) in mixers[kind].items()}
+            for path, (theirs, shape, stored) in parts.items():
+                ours = f"segments_{s}/{layer_name(unit, place)}/{path}"
+                result.append(Tensor(Name(ours, f"backbone.layers.{{}}.{theirs}", ""), shape, stored, layers))
+        first += repeats * len(unit)
+    result.append(Tensor(Name("final_norm/scale", "backbone.norm_f.weight", ""), (D,), (D,)))
+    if not config.tie_embeddings:
+        result.append(Tensor(Name("head/kernel", "lm_head.weight", ""), (D, V), (V, D)))
     return tuple(result)
