@@ -23,7 +23,7 @@ FLOATS = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64
 # Bytes of one value of the types whose values are whole bytes.
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
          "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8}  # fmt: skip
-MAX_JSON = 16 * 2**20  # bytes; a header or index of 100,000 tensors takes less
+MAX_JSON = 4 * 2**20  # bytes; a header or index of 30,000 tensors takes less, parsing the worst some 100 MB
 MAX_RANK = 16
 
 
