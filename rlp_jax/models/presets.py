@@ -6,6 +6,7 @@ Shapes are those of the published checkpoints' config.json; a test checks each a
 import dataclasses
 
 from rlp_jax.models.layers import RopeScaling
+from rlp_jax.models.mamba2 import HybridConfig
 from rlp_jax.models.transformer import ModelConfig
 
 
@@ -40,6 +41,12 @@ def _gemma3(**shape) -> ModelConfig:
     return ModelConfig(**{"family": "gemma3_text", "scale_embeddings": True, **structure, **defaults, **shape})
 
 
+def _nemotron_h(pattern: str, mamba_head_dim: int, **shape) -> ModelConfig:
+    hybrid = HybridConfig(pattern, heads=128, head_dim=mamba_head_dim, state_size=128, groups=8)
+    defaults = {"vocab_size": 131_072, "n_kv_heads": 8, "head_dim": 128, "rope_theta": None, "tie_embeddings": False}
+    return ModelConfig(**{"family": "nemotron_h", "n_layers": len(pattern), "hybrid": hybrid, **defaults, **shape})
+
+
 CONFIGS: dict[str, ModelConfig] = {
     "smollm2-135m": _smollm2(d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_ff=1_536),
     "smollm2-360m": _smollm2(d_model=960, n_layers=32, n_heads=15, n_kv_heads=5, d_ff=2_560),
@@ -70,6 +77,30 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
     "gemma3-270m": _gemma3(d_model=640, n_layers=18, d_ff=2_048),
     "gemma3-1b": _gemma3(d_model=1_152, n_layers=26, d_ff=6_912),
+    "nemotron-h-8b": _nemotron_h(
+        "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+        mamba_head_dim=64,
+        d_model=4_096,
+        n_heads=32,
+        d_ff=21_504,
+        max_positions=8_192,
+    ),
+    "nemotron-nano-9b-v2": _nemotron_h(
+        "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-",
+        mamba_head_dim=80,
+        d_model=4_480,
+        n_heads=40,
+        d_ff=15_680,
+        max_positions=131_072,
+    ),
+    "nemotron-nano-12b-v2": _nemotron_h(
+        "M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M-",
+        mamba_head_dim=80,
+        d_model=5_120,
+        n_heads=40,
+        d_ff=20_480,
+        max_positions=131_072,
+    ),
 }
 
 

@@ -26,6 +26,9 @@ PUBLISHED = {
     "llama3.1-8b": 8_030_261_248,
     "gemma3-270m": 268_098_176,
     "gemma3-1b": 999_885_952,
+    "nemotron-h-8b": 8_100_852_736,
+    "nemotron-nano-9b-v2": 8_888_227_328,
+    "nemotron-nano-12b-v2": 12_310_001_152,
 }
 
 
