@@ -16,6 +16,7 @@ from rlp_jax.checkpoints_io.huggingface import read_directory, write_directory
 from rlp_jax.checkpoints_io.load import load, save_hf
 from rlp_jax.checkpoints_io.names import disassemble
 from rlp_jax.data.tokenizer import Tokenizer
+from rlp_jax.models.cache import fork
 from rlp_jax.models.presets import WEIGHTS
 from rlp_jax.models.transformer import LanguageModel
 
@@ -28,7 +29,29 @@ TINY = {
     "llama-untied": {"family": "llama", "heads": 4, "kv_heads": 4, "head_dim": 6, "tie": False, "theta": 10_000.0},
     "qwen3-tied": {"family": "qwen3", "heads": 4, "kv_heads": 1, "head_dim": 16, "tie": True, "theta": 1e6},
     "qwen3-untied": {"family": "qwen3", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": False, "theta": 5_000.0},
-}
+    # Every frequency range of the scaling has members: 64 positions hold 10.2, 2.0, 0.4 and 0.07 turns.
+    "llama3-scaling": {
+        "family": "llama", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": False, "theta": 700.0,
+        "rope": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                 "original_max_position_embeddings": 64},
+    },
+    "linear-scaling": {
+        "family": "llama", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": True, "theta": 700.0,
+        "rope": {"rope_type": "linear", "factor": 4.0},
+    },
+    "qwen2": {"family": "qwen2", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": True, "theta": 1e6},
+    "qwen2-window": {
+        "family": "qwen2", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": False, "theta": 1_000.0,
+        "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1,
+    },
+    # Windows of 7 of 60 tokens, two local layers to a global one; queries not scaled by their own width.
+    "gemma3": {
+        "family": "gemma3_text", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": True, "theta": 1e6,
+        "sliding_window": 7, "query_pre_attn_scalar": 24, "rope": {"rope_type": "linear", "factor": 8.0},
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}  # fmt: skip
+KINDS = {"llama": "Llama", "qwen3": "Qwen3", "qwen2": "Qwen2", "gemma3_text": "Gemma3"}
 
 
 def relative_error(ours, reference) -> float:
@@ -37,22 +60,26 @@ def relative_error(ours, reference) -> float:
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
 
-def reference_model(family, heads, kv_heads, head_dim, tie, theta):
+def reference_model(family, heads, kv_heads, head_dim, tie, theta, rope=None, **fields):
     """A tiny transformers model in float32 with weights large enough that attention is far from uniform."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    kind = {"llama": "Llama", "qwen3": "Qwen3"}[family]
-    config = getattr(transformers, f"{kind}Config")(
+    kind, gemma = KINDS[family], family == "gemma3_text"
+    rope = {"rope_type": "default", **(rope or {}), "rope_theta": theta}
+    if gemma:
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 300.0}}
+    config = getattr(transformers, f"{kind}TextConfig" if gemma else f"{kind}Config")(
         vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=heads,
         num_key_value_heads=kv_heads, head_dim=head_dim, rms_norm_eps=1e-3, tie_word_embeddings=tie,
-        max_position_embeddings=256, rope_parameters={"rope_type": "default", "rope_theta": theta},
-        attn_implementation="eager",
+        max_position_embeddings=256, rope_parameters=rope, attn_implementation="eager",
+        pad_token_id=None,  # torch gives a padding row of the embedding no gradient
+        **fields,
     )  # fmt: skip
     model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if "norm" in name else 0.0))
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if "norm" in name and not gemma else 0.0))
     return model
 
 
@@ -83,6 +110,29 @@ def test_tiny_logits(tiny, tokens_BT):
     assert logits_BTV.dtype == jnp.float32
     assert relative_error(logits_BTV, reference_BTV) < TOLERANCE
     assert np.abs(reference_BTV).max() > 1
+
+
+@pytest.mark.parity
+def test_tiny_branches(tiny):
+    """Prefixes of several lengths forked from one document and continued in two calls: each as a sequence alone."""
+    import torch
+
+    theirs, model, params = tiny
+    rng = np.random.default_rng(1)
+    document_BT, branch_BRS = rng.integers(0, 101, (2, 30)), rng.integers(0, 101, (2, 3, 9))
+    length_BR = np.array([[30, 17, 2], [5, 0, 30]])
+    _, prefix = model.apply(params, jnp.asarray(document_BT))
+    cache = fork(prefix, jnp.asarray(length_BR), capacity=9)
+    first_BRSV, cache = model.apply(params, jnp.asarray(branch_BRS[..., :5]), cache)
+    second_BRSV, _ = model.apply(params, jnp.asarray(branch_BRS[..., 5:]), cache)
+    at_once_BRSV, _ = model.apply(params, jnp.asarray(branch_BRS), fork(prefix, jnp.asarray(length_BR)))
+    reference_BRSV = np.empty(at_once_BRSV.shape)
+    for b, r in np.ndindex(2, 3):
+        sequence = np.concatenate([document_BT[b, : length_BR[b, r]], branch_BRS[b, r]])
+        with torch.no_grad():
+            reference_BRSV[b, r] = theirs(torch.from_numpy(sequence[None])).logits[0, -9:].numpy()
+    assert relative_error(jnp.concatenate([first_BRSV, second_BRSV], 2), reference_BRSV) < TOLERANCE
+    assert relative_error(at_once_BRSV, reference_BRSV) < TOLERANCE
 
 
 @pytest.mark.parity
