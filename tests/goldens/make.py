@@ -9,11 +9,15 @@ three tokens where the model was trained on two. It is set here.
 
 smollm2_logits.npz: for each prompt its ids, and at some positions the 64 largest logits, their ids, and the logsumexp.
 tokenizer_lines.json: varied lines of text and their ids.
+nemotron_h.npz: a tiny random Nemotron-H of transformers, no GGUF file needed (`python tests/goldens/make.py
+nemotron_h` makes it alone). Its config.json, its weights (float16 numbers), token ids, logits of the whole sequences,
+and logits of a prefill followed by single tokens.
 """
 
 import json
 import pathlib
 import random
+import sys
 import unicodedata
 
 import numpy as np
@@ -114,5 +118,40 @@ def main() -> None:
     (HERE / "tokenizer_lines.json").write_text(f"[\n{rows}\n]\n", encoding="utf-8")
 
 
+def nemotron_h() -> None:
+    import torch
+    import transformers
+
+    config = transformers.NemotronHConfig(
+        vocab_size=41, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=6, intermediate_size=20,
+        layers_block_type=["linear_attention", "mlp", "full_attention"] * 2 + ["linear_attention", "mlp"],
+        mamba_num_heads=6, mamba_head_dim=4, ssm_state_size=5, n_groups=2, conv_kernel=4, chunk_size=8,
+        layer_norm_epsilon=1e-3, max_position_embeddings=64, attn_implementation="eager",
+        time_step_min=1e-30,  # its prefill raises smaller steps to this, its decoding does not: keep them apart
+    )  # fmt: skip
+    model = transformers.NemotronHForCausalLM(config).float().eval()
+    rng = np.random.default_rng(0)
+    weights = {}
+    for name, parameter in model.named_parameters():
+        value = (0.3 * rng.normal(size=parameter.shape) + ("norm" in name)).astype(np.float16)
+        parameter.data = torch.from_numpy(value.astype(np.float32))
+        weights[f"weight {name}"] = value
+    tokens_BT, prompt = rng.integers(0, config.vocab_size, (2, 21)), 13
+    with torch.no_grad():
+        tokens = torch.from_numpy(tokens_BT)
+        whole_BTV = model(tokens).logits.numpy()
+        step = model(tokens[:, :prompt], use_cache=True)
+        decoded = [step.logits[:, -1]]
+        for t in range(prompt, tokens_BT.shape[1]):
+            step = model(tokens[:, t : t + 1], past_key_values=step.past_key_values, use_cache=True)
+            decoded.append(step.logits[:, -1])
+    np.savez_compressed(
+        HERE / "nemotron_h.npz", config=json.dumps(config.to_dict()), tokens=tokens_BT.astype(np.int32),
+        logits=whole_BTV, prompt=prompt, decoded=torch.stack(decoded, 1).numpy(), **weights,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
-    main()
+    if "nemotron_h" not in sys.argv[1:]:
+        main()
+    nemotron_h()
