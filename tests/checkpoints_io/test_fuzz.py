@@ -244,7 +244,7 @@ def test_giant_and_deep_json_is_refused_within_bounds(checkpoints):
     root = checkpoints.root
     tensors, limit = header_of(root / "single" / SINGLE)[1], huggingface.MAX_JSON
     dense = b'{"a": [' + b"[]," * (limit // 3 - 8) + b"1]}"
-    for text in (b"[" * 10**6, b'{"a":' * 10**5, b'{"a": "' + b"x" * limit + b'"}', dense):
+    for text in (b"[" * 10**6, b'{"a":' * 10**5, b'{"a": "' + b"x" * limit + b'"}'):
         assert isinstance(outcome(root / "shards", INDEX, text), str)
     assert "config.json: not valid JSON (nested too deeply)" in outcome(root / "single", "config.json", b"[" * 10**6)
     assert "is not described by an object" in outcome(root / "single", SINGLE, file_of(dense, tensors))

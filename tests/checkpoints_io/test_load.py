@@ -3,7 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import os
+import subprocess
 import sys
+import textwrap
 import zipfile
 
 import jax
@@ -12,9 +15,11 @@ import numpy as np
 import pytest
 
 from rlp_jax.checkpoints_io import fetch
-from rlp_jax.checkpoints_io.load import load, resolve, save_hf
+from rlp_jax.checkpoints_io.huggingface import write_directory
+from rlp_jax.checkpoints_io.load import load, open_model, resolve, save_hf
 from rlp_jax.checkpoints_io.names import CheckpointError
 from rlp_jax.models.presets import WEIGHTS, Packaged, SplitFile, WheelFile
+from rlp_jax.models.transformer import LanguageModel, ModelConfig
 
 CONTENT = b"GGUF and some weights"
 SOURCE = WheelFile(
@@ -44,6 +49,96 @@ def test_save_and_load(tmp_path, model, params, tokenizer, same_tree, host):
     tokens_BT = jnp.asarray([loaded.tokenizer.encode("hello")])
     logits_BTV, _ = loaded.model.apply(loaded.params, tokens_BT)
     assert logits_BTV.shape == (1, 5, model.config.vocab_size)
+
+
+def test_bfloat16_parameters(tmp_path, model, params, tokenizer):
+    save_hf(tmp_path / "out", model, params, tokenizer)
+    for host in (False, True):
+        loaded = load(tmp_path / "out", host=host, param_dtype="bfloat16")
+        expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b, strict=True), loaded.params, expected)
+    assert "param_dtype is 'float16'" in error_of(lambda: load(tmp_path / "out", param_dtype="float16"))
+
+
+def test_bfloat16_stored_and_back_is_bitwise(tmp_path, model, params, tokenizer, same_tree):
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(np.float32), params)
+    save_hf(tmp_path / "a", model, params, tokenizer, dtype="bfloat16")
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    read = load(tmp_path / "a", host=True).params
+    same_tree(read, rounded)
+    small = load(tmp_path / "a", param_dtype="bfloat16").params
+    for name, given in (("b", read), ("c", small)):
+        save_hf(tmp_path / name, model, given, tokenizer, dtype="bfloat16")
+        weights = (tmp_path / name / "model.safetensors").read_bytes()
+        assert weights == (tmp_path / "a" / "model.safetensors").read_bytes()
+    assert (tmp_path / "a" / "model.safetensors").stat().st_size < 3 * sum(x.size for x in jax.tree.leaves(params))
+    assert "dtype is 'float8'" in error_of(save_hf, tmp_path / "d", model, params, tokenizer, "float8")
+    assert not (tmp_path / "d").exists()
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path, model, params, tokenizer):
+    params["final_norm"]["scale"][3] = np.nan
+    message = error_of(save_hf, tmp_path / "out", model, params, tokenizer)
+    assert "tensor model.norm.weight holds values that are not finite" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_opened_model_knows_its_tree(tmp_path, model, params, tokenizer):
+    save_hf(tmp_path / "out", model, params, tokenizer)
+    opened = open_model(tmp_path / "out")
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), opened.abstract())
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+
+
+EIGHT_DEVICES = """
+    import sys
+    import jax, numpy as np
+    from rlp_jax.checkpoints_io.load import load, save_hf
+    from rlp_jax.config import MeshConfig
+    from rlp_jax.sharding import make_mesh, place_state
+
+    for directory in sys.argv[1:]:
+        model, host, tokenizer = load(directory, host=True)
+        for axes in ({"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
+            mesh = make_mesh(MeshConfig(**axes))
+            params = load(directory, mesh=mesh).params
+            placed = place_state(host, mesh)
+            assert jax.tree.structure(params) == jax.tree.structure(placed)
+            seen = set()
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True):
+                assert a.sharding == b.sharding and a.dtype == b.dtype == np.float32
+                for x, y in zip(a.addressable_shards, b.addressable_shards, strict=True):
+                    assert x.device == y.device and x.index == y.index
+                    np.testing.assert_array_equal(x.data, y.data)
+                    seen.add(x.data.unsafe_buffer_pointer())
+            assert len(seen) == 8 * len(jax.tree.leaves(params)), "shards share memory"
+            sizes = [shard.data.size for a in jax.tree.leaves(params) for shard in a.addressable_shards[:1]]
+            assert sum(sizes) < 0.6 * sum(leaf.size for leaf in jax.tree.leaves(host))
+    save_hf(directory + "-again", model, params, tokenizer)
+    print("the same numbers in the same places")
+"""
+
+
+def test_loading_onto_a_mesh_gives_what_placing_does(tmp_path, tokenizer):
+    """Axes that divide no heads, tied and untied, one file and shards."""
+    directories, shape = [], {"vocab_size": 280, "n_layers": 2, "n_kv_heads": 2, "head_dim": 4, "d_ff": 48}
+    for config, shard_bytes in (
+        (ModelConfig("llama", d_model=24, n_heads=6, **shape), 20_000),
+        (ModelConfig("qwen3", d_model=32, n_heads=4, qk_norm=True, tie_embeddings=True, **shape), 10**9),
+    ):
+        shapes = jax.eval_shape(LanguageModel(config).init, jax.random.key(1))
+        params = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(size=leaf.shape), shapes)
+        directories.append(str(tmp_path / config.family))
+        write_directory(directories[-1], config, params, tokenizer, shard_bytes)
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES), *directories],
+        env=os.environ | flags, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the same numbers" in done.stdout
+    again, before = (load(path, host=True).params for path in (f"{directories[-1]}-again", directories[-1]))
+    jax.tree.map(np.testing.assert_array_equal, again, before)
 
 
 def test_compute_dtype_is_the_models_not_the_parameters(tmp_path, model, params, tokenizer):
