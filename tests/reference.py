@@ -4,6 +4,7 @@ A test that uses them says what the fast path must equal; padding on the right i
 models/test_transformer.py, so the sequences of a reference may share one padded batch.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlp_jax.data.template import TemplateTokens
+from rlp_jax.models.layers import RopeScaling
 from rlp_jax.models.transformer import LanguageModel, ModelConfig, Params
 
 FAMILIES = {
@@ -24,13 +26,31 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
+# For the tests that are about families; each costs a compilation in every other test.
+MORE_FAMILIES = {
+    "qwen2": ModelConfig(
+        family="qwen2", vocab_size=50, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, d_ff=20,
+        rope_theta=1000.0, norm_eps=1e-6, qkv_bias=True,
+    ),
+    "llama3": ModelConfig(
+        family="llama", vocab_size=50, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6, d_ff=20,
+        rope_theta=100.0, rope_scaling=RopeScaling("llama3", 8.0, original_positions=32),
+    ),
+    # The first layer sees 4 tokens, the second all.
+    "gemma3": ModelConfig(
+        family="gemma3_text", vocab_size=50, d_model=16, n_layers=2, n_heads=4, n_kv_heads=1, head_dim=6, d_ff=20,
+        rope_theta=1000.0, local_rope_theta=50.0, local_layers=(0,), window=4, query_scalar=12, norm_eps=1e-6,
+        qk_norm=True, activation="gelu_tanh", norm_offset=1.0, sandwich_norms=True, scale_embeddings=True,
+    ),
+}  # fmt: skip
+
 PLAIN = TemplateTokens(plain=(), context=(), open=(1,), close=(2,))
 RICH = TemplateTokens(plain=(3,), context=(3, 5, 7), open=(1, 4), close=(2, 6))
 
 
 def tiny(family: str = "llama", **changes) -> LanguageModel:
     """A two-layer model of a family with some fields of its config changed."""
-    return LanguageModel(ModelConfig(**{**FAMILIES[family].__dict__, **changes}))
+    return LanguageModel(dataclasses.replace((FAMILIES | MORE_FAMILIES)[family], **changes))
 
 
 def rough_params(model: LanguageModel, seed: int = 0) -> Params:

@@ -1,17 +1,20 @@
-"""Makes the goldens of this directory with transformers, from the GGUF file of SmolLM2-135M-Instruct.
+"""Makes the goldens of this directory with transformers: tiny random models, and real ones from their GGUF files.
 
-    python tests/goldens/make.py
+    python tests/goldens/make.py [smollm2 | nemotron_h | dense | gemma3 | gemma3_lines TOKENIZER_JSON]
 
-Needs the extra "parity", and `accelerate`, which transformers asks for to open a GGUF file. Nothing of rlp_jax takes
-part but the path of the weights. One correction: transformers leaves out the splitting rule that SmolLM2's published
-tokenizer.json has and the file calls "smollm" (every digit apart, before GPT-2's rule), so "\\n\\n1" would come out as
-three tokens where the model was trained on two. It is set here.
+Without arguments, all but the last. Needs the extra "parity", and `accelerate`, which transformers asks for to open a
+GGUF file. Nothing of rlp_jax takes part but the path of the weights. One correction: transformers leaves out the
+splitting rule that SmolLM2's published tokenizer.json has and the file calls "smollm" (every digit apart, before
+GPT-2's rule), so "\\n\\n1" would come out as three tokens where the model was trained on two. It is set here.
 
-smollm2_logits.npz: for each prompt its ids, and at some positions the 64 largest logits, their ids, and the logsumexp.
-tokenizer_lines.json: varied lines of text and their ids.
-nemotron_h.npz: a tiny random Nemotron-H of transformers, no GGUF file needed (`python tests/goldens/make.py
-nemotron_h` makes it alone). Its config.json, its weights (float16 numbers), token ids, logits of the whole sequences,
-and logits of a prefill followed by single tokens.
+smollm2_logits.npz, gemma3_logits.npz: for each prompt its ids, and at some positions the 64 largest logits, their ids,
+and the logsumexp.
+tokenizer_lines.json: varied lines of text and their ids in SmolLM2's tokenizer.
+gemma3_lines.json: some of them in Gemma 3's, by its published tokenizer.json.
+nemotron_h.npz: a tiny random Nemotron-H of transformers. Its config.json, its weights (float16 numbers), token ids,
+logits of the whole sequences, and logits of a prefill followed by single tokens.
+dense.npz: the models of tests/tiny_dense.py. For each its config.json, logits of two sequences, and for each tensor the
+norm of the next-token loss's gradient and its product with a direction that is drawn like a weight.
 """
 
 import json
@@ -83,7 +86,7 @@ def lines() -> list[str]:
     return result
 
 
-def main() -> None:
+def smollm2() -> None:
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -97,25 +100,83 @@ def main() -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
+    np.savez_compressed(HERE / "smollm2_logits.npz", **top_logits(model, ids))
+    texts = lines()
+    write_lines("tokenizer_lines.json", texts, [tokenizer(text, add_special_tokens=False).input_ids for text in texts])
+
+
+def top_logits(model, prompts: list[list[int]]) -> dict[str, np.ndarray]:
+    """What is kept of a real model's logits."""
+    import torch
+
     arrays = {}
-    for number, prompt in enumerate(PROMPTS):
-        ids_T = tokenizer(prompt, add_special_tokens=False).input_ids
-        with torch.no_grad():
-            logits_TV = model(torch.tensor([ids_T])).logits[0].double()
+    for number, ids_T in enumerate(prompts):
         position_P = np.unique(np.linspace(0, len(ids_T) - 1, POSITIONS).astype(np.int32))
-        top = logits_TV[torch.from_numpy(position_P).long()].topk(TOP)
+        with torch.no_grad():
+            kept = torch.from_numpy(position_P).long()
+            logits_PV = model(torch.tensor([ids_T]), logits_to_keep=kept).logits[0].double()
+        top = logits_PV.topk(TOP)
         arrays |= {
             f"ids_{number}": np.asarray(ids_T, np.int32),
             f"position_{number}": position_P,
             f"top_ids_{number}": top.indices.numpy().astype(np.int32),
             f"top_logits_{number}": top.values.numpy().astype(np.float32),
-            f"logsumexp_{number}": logits_TV.logsumexp(-1).numpy()[position_P].astype(np.float32),
+            f"logsumexp_{number}": logits_PV.logsumexp(-1).numpy().astype(np.float32),
         }
-    np.savez_compressed(HERE / "smollm2_logits.npz", **arrays)
-    texts = lines()
-    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    return arrays
+
+
+def write_lines(file: str, texts: list[str], ids: list[list[int]]) -> None:
     rows = ",\n".join(json.dumps([text, row], separators=(",", ":")) for text, row in zip(texts, ids, strict=True))
-    (HERE / "tokenizer_lines.json").write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+    (HERE / file).write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+
+
+def gemma3() -> None:
+    """The base model; the last prompt is longer than its window of 512 tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlp_jax.checkpoints_io.fetch import fetch
+    from rlp_jax.models.presets import WEIGHTS
+
+    path = fetch(WEIGHTS["gemma3-270m"])
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    prompts = (PROMPTS[0], PROMPTS[2], PROMPTS[3] + PROMPTS[3][: len(PROMPTS[3]) // 2])
+    ids = [[2, *tokenizer(prompt, add_special_tokens=False).input_ids] for prompt in prompts]
+    assert len(ids[-1]) > 512 + 32
+    np.savez_compressed(HERE / "gemma3_logits.npz", **top_logits(model, ids))
+
+
+def gemma3_lines(tokenizer_json: str) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(tokenizer_json)
+    texts = [*lines()[:30], *lines()[60::14], "<start_of_turn>user\nhi<end_of_turn>\n<table><tr><td>x</td></table>"]
+    texts += ["a literal \u2581\u2581 mark", " " * 70 + "x", "\n" * 40 + "x", "\t" * 35]
+    write_lines("gemma3_lines.json", texts, [tokenizer.encode(text, add_special_tokens=False).ids for text in texts])
+
+
+def dense() -> None:
+    import torch
+
+    sys.path.insert(0, str(HERE.parent))
+    from tiny_dense import TINY, draw, reference_model
+
+    tokens_BT = np.random.default_rng(0).integers(0, 101, (2, 24))
+    arrays = {"tokens": tokens_BT.astype(np.int32)}
+    for name, shape in TINY.items():
+        model = reference_model(**shape)
+        out = model(torch.from_numpy(tokens_BT), labels=torch.from_numpy(tokens_BT))
+        out.loss.backward()
+        arrays[f"{name} config"] = json.dumps(model.config.to_dict())
+        arrays[f"{name} logits"] = out.logits.detach().numpy()
+        for tensor, parameter in model.named_parameters():
+            gradient = parameter.grad.double().numpy()
+            along = (gradient * draw(tensor, gradient.shape, shape["family"])).sum()
+            arrays[f"{name} gradient {tensor}"] = np.array([np.linalg.norm(gradient), along], np.float32)
+    np.savez_compressed(HERE / "dense.npz", **arrays)
 
 
 def nemotron_h() -> None:
@@ -152,6 +213,9 @@ def nemotron_h() -> None:
 
 
 if __name__ == "__main__":
-    if "nemotron_h" not in sys.argv[1:]:
-        main()
-    nemotron_h()
+    makers = {"smollm2": smollm2, "nemotron_h": nemotron_h, "dense": dense, "gemma3": gemma3}
+    if sys.argv[1:2] == ["gemma3_lines"]:
+        gemma3_lines(sys.argv[2])
+    else:
+        for name in sys.argv[1:] or makers:
+            makers[name]()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_dense import TINY, reference_model
 
 from rlp_jax.checkpoints_io.fetch import local_path
 from rlp_jax.checkpoints_io.huggingface import read_directory, write_directory
@@ -23,64 +24,11 @@ from rlp_jax.models.transformer import LanguageModel
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "smollm2_logits.npz"
 TOLERANCE = 1e-4
 
-TINY = {
-    # Grouped heads, a head width that is not d_model / heads, tied and untied, unusual theta and epsilon.
-    "llama-tied": {"family": "llama", "heads": 8, "kv_heads": 2, "head_dim": 6, "tie": True, "theta": 700.0},
-    "llama-untied": {"family": "llama", "heads": 4, "kv_heads": 4, "head_dim": 6, "tie": False, "theta": 10_000.0},
-    "qwen3-tied": {"family": "qwen3", "heads": 4, "kv_heads": 1, "head_dim": 16, "tie": True, "theta": 1e6},
-    "qwen3-untied": {"family": "qwen3", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": False, "theta": 5_000.0},
-    # Every frequency range of the scaling has members: 64 positions hold 10.2, 2.0, 0.4 and 0.07 turns.
-    "llama3-scaling": {
-        "family": "llama", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": False, "theta": 700.0,
-        "rope": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                 "original_max_position_embeddings": 64},
-    },
-    "linear-scaling": {
-        "family": "llama", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": True, "theta": 700.0,
-        "rope": {"rope_type": "linear", "factor": 4.0},
-    },
-    "qwen2": {"family": "qwen2", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": True, "theta": 1e6},
-    "qwen2-window": {
-        "family": "qwen2", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": False, "theta": 1_000.0,
-        "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1,
-    },
-    # Windows of 7 of 60 tokens, two local layers to a global one; queries not scaled by their own width.
-    "gemma3": {
-        "family": "gemma3_text", "heads": 4, "kv_heads": 2, "head_dim": 8, "tie": True, "theta": 1e6,
-        "sliding_window": 7, "query_pre_attn_scalar": 24, "rope": {"rope_type": "linear", "factor": 8.0},
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    },
-}  # fmt: skip
-KINDS = {"llama": "Llama", "qwen3": "Qwen3", "qwen2": "Qwen2", "gemma3_text": "Gemma3"}
-
 
 def relative_error(ours, reference) -> float:
     ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     assert ours.shape == reference.shape
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
-
-
-def reference_model(family, heads, kv_heads, head_dim, tie, theta, rope=None, **fields):
-    """A tiny transformers model in float32 with weights large enough that attention is far from uniform."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    kind, gemma = KINDS[family], family == "gemma3_text"
-    rope = {"rope_type": "default", **(rope or {}), "rope_theta": theta}
-    if gemma:
-        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 300.0}}
-    config = getattr(transformers, f"{kind}TextConfig" if gemma else f"{kind}Config")(
-        vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, head_dim=head_dim, rms_norm_eps=1e-3, tie_word_embeddings=tie,
-        max_position_embeddings=256, rope_parameters=rope, attn_implementation="eager",
-        pad_token_id=None,  # torch gives a padding row of the embedding no gradient
-        **fields,
-    )  # fmt: skip
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if "norm" in name and not gemma else 0.0))
-    return model
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -97,6 +45,16 @@ def tiny(request, tmp_path_factory):
 @pytest.fixture
 def tokens_BT():
     return np.random.default_rng(0).integers(0, 101, (2, 60))
+
+
+def greedy(model, params, tokens_BT, length):
+    """The likeliest continuation up to a length, by whole forwards of one shape."""
+    argmax = jax.jit(lambda tokens: model.apply(params, tokens)[0].argmax(-1))
+    filled = np.zeros((len(tokens_BT), length), np.int64)
+    filled[:, : tokens_BT.shape[1]] = tokens_BT
+    for t in range(tokens_BT.shape[1], length):
+        filled[:, t] = argmax(filled)[:, t - 1]
+    return filled
 
 
 @pytest.mark.parity
@@ -189,6 +147,11 @@ def test_transformers_reads_what_we_write(tiny, tokens_BT, tmp_path):
     with torch.no_grad():
         tokens = torch.from_numpy(tokens_BT)
         assert torch.equal(again(tokens).logits, theirs(tokens).logits)
+    start, end = 20, 34
+    written = again.generate(
+        tokens[:, :start], max_new_tokens=end - start, min_new_tokens=end - start, do_sample=False, pad_token_id=0
+    ).numpy()
+    assert np.array_equal(greedy(model, params, tokens_BT[:, :start], end), written)
 
 
 @pytest.mark.parity
