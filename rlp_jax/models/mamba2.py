@@ -56,8 +56,8 @@ class MambaState(NamedTuple):
 class Chunks(NamedTuple):
     """A scanned sequence, from which its state at any token can be had.
 
-    x: [n, c, U, O, q, P] inputs times their step; log_decay: [n, c, U, O, q], sum of dt·A from the chunk's start to
-    each token, that token included; b: [n, c, U, q, Z]; start: [n, c, U, O, P, Z], the state before each chunk.
+    x: [c, n, q, J, P] inputs times their step; log_decay: [c, n, q, J], sum of dt·A from the chunk's start to each
+    token, that token included; b: [c, n, U, q, Z]; start: [c, n, U, Z, O·P], the state before each chunk.
     """
 
     x: jax.Array
@@ -77,6 +77,9 @@ def ssd(
 ) -> tuple[jax.Array, jax.Array, Chunks]:
     """y_s = C_s h_s with h_s = exp(dt_s A) h_{s-1} + dt_s x_s B_s, all float32, for every token of n sequences.
 
+    Chunks are taken in turn: what one needs fits into a CPU's cache, and the heads and sequences of one chunk are
+    products enough to fill an accelerator.
+
     Args:
       x_nSJP, b_nSUZ, c_nSUZ: inputs, and the state's way in and out.
       dt_nSJ: step lengths; 0 leaves the state as it is.
@@ -89,58 +92,63 @@ def ssd(
     """
     n, S, J, P = x_nSJP.shape
     U, Z = b_nSUZ.shape[2:]
-    q = min(chunk_size, S)
-    dt_nSJ, x_nSJP = dt_nSJ.astype(jnp.float32), x_nSJP.astype(jnp.float32)
+    O, q = J // U, min(chunk_size, S)
 
-    def chunked(array_nS, *axes):  # whole chunks, padded with zero steps, tokens as the last axis but one
+    def chunked(array_nS):  # whole chunks first, padded with zero steps
+        array_nS = array_nS.astype(jnp.float32)
         array_nS = jnp.pad(array_nS, [(0, 0), (0, -S % q)] + [(0, 0)] * (array_nS.ndim - 2))
-        return jnp.moveaxis(array_nS.reshape(n, -1, q, *axes), 2, -2)
+        return jnp.moveaxis(array_nS.reshape(n, -1, q, *array_nS.shape[2:]), 1, 0)
 
-    x = chunked(x_nSJP * dt_nSJ[..., None], U, J // U, P)
-    b, c = (chunked(array.astype(jnp.float32), U, Z) for array in (b_nSUZ, c_nSUZ))
-    log_decay = jnp.cumsum(chunked((dt_nSJ * a_J)[..., None], U, J // U, 1)[..., 0], -1)
+    x = chunked(x_nSJP * dt_nSJ.astype(jnp.float32)[..., None])
+    log_decay = jnp.cumsum(chunked(dt_nSJ) * a_J, 2)
+    b, c = (chunked(array).swapaxes(2, 3) for array in (b_nSUZ, c_nSUZ))
+    causal_qk = jnp.tril(jnp.ones((q, q), bool))
 
-    # Inside a chunk: token q reads token k <= q through C_q B_k, decayed by what lies between.
-    between = log_decay[..., :, None] - log_decay[..., None, :]
-    between = jnp.exp(jnp.where(jnp.tril(jnp.ones((q, q), bool)), between, -jnp.inf))
-    weight = jnp.einsum("ncuqz,ncukz->ncuqk", c, b)[:, :, :, None] * between
-    y = jnp.einsum("ncuoqk,ncuokp->ncuoqp", weight, x)
+    def by_group(x_nqJP):  # heads of a group side by side: one product serves them all
+        return x_nqJP.reshape(n, q, U, O * P).swapaxes(1, 2)
 
-    # Across chunks: what each adds to the state by its end, then the states in turn.
-    to_end = jnp.exp(log_decay[..., -1:] - log_decay)
-    added = jnp.einsum("ncuokp,ncukz->ncuopz", x * to_end[..., None], b)
-    whole = jnp.exp(log_decay[..., -1])[..., None, None]
+    def one_chunk(state_nUZp, chunk):
+        x_nqJP, log_decay_nqJ, b_nUqZ, c_nUqZ = chunk
+        # Inside the chunk: token q reads token k <= q through C_q B_k, decayed by what lies between.
+        log_decay_nUOq = log_decay_nqJ.reshape(n, q, U, O).transpose(0, 2, 3, 1)
+        between = log_decay_nUOq[..., :, None] - log_decay_nUOq[..., None, :]
+        between = jnp.exp(jnp.where(causal_qk, between, -jnp.inf))
+        weight_nUOqk = jnp.einsum("nuqz,nukz->nuqk", c_nUqZ, b_nUqZ)[:, :, None] * between
+        x_nUOqP = x_nqJP.reshape(n, q, U, O, P).transpose(0, 2, 3, 1, 4)
+        y_nqJP = (weight_nUOqk @ x_nUOqP).transpose(0, 3, 1, 2, 4).reshape(n, q, J, P)
+        # From the state before it, and what it adds to the state after it.
+        from_state = (c_nUqZ @ state_nUZp).swapaxes(1, 2).reshape(n, q, J, P)
+        y_nqJP += from_state * jnp.exp(log_decay_nqJ)[..., None]
+        to_end_nqJ = jnp.exp(log_decay_nqJ[:, -1:] - log_decay_nqJ)
+        added = b_nUqZ.swapaxes(2, 3) @ by_group(x_nqJP * to_end_nqJ[..., None])
+        decay_nU1p = jnp.repeat(jnp.exp(log_decay_nqJ[:, -1]).reshape(n, U, 1, O), P, -1)
+        return state_nUZp * decay_nU1p + added, (y_nqJP, state_nUZp)
 
-    def hand_on(state, chunk):
-        decay, new = chunk
-        return state * decay + new, state
-
-    start = start_nJPZ.astype(jnp.float32).reshape(n, U, J // U, P, Z)
-    end, start = jax.lax.scan(hand_on, start, (whole.swapaxes(0, 1), added.swapaxes(0, 1)))
-    start = start.swapaxes(0, 1)
-    y += jnp.einsum("ncuqz,ncuopz->ncuoqp", c, start) * jnp.exp(log_decay)[..., None]
-
-    y_nSJP = jnp.moveaxis(y, -2, 2).reshape(n, -1, J, P)[:, :S]
-    return y_nSJP, end.reshape(n, J, P, Z), Chunks(x, log_decay, b, start)
+    start_nUZp = start_nJPZ.astype(jnp.float32).reshape(n, U, O * P, Z).swapaxes(2, 3)
+    end_nUZp, (y, start) = jax.lax.scan(one_chunk, start_nUZp, (x, log_decay, b, c))
+    y_nSJP = jnp.moveaxis(y, 0, 1).reshape(n, -1, J, P)[:, :S]
+    return y_nSJP, end_nUZp.swapaxes(2, 3).reshape(n, J, P, Z), Chunks(x, log_decay, b, start)
 
 
 def states_at(chunks: Chunks, stop_nK: jax.Array) -> jax.Array:
     """The state after the first `stop` tokens (0 to S), [n, K, J, P, Z]: from its chunk's start and what follows."""
-    _, c, U, O, q, P = chunks.x.shape
-    Z = chunks.b.shape[-1]
+    c, _, q, J, P = chunks.x.shape
+    U, Z = chunks.b.shape[2], chunks.b.shape[-1]
 
     def one(x, log_decay, b, start, stop):
         chunk = jnp.clip((stop - 1) // q, 0, c - 1)
-        log_decay_UOq = log_decay[chunk]
+        log_decay_qJ = log_decay[chunk]
         # Decay up to the stop: entry `stop - 1` within the chunk, nothing where the stop is the chunk's start.
         inside = stop - chunk * q
-        up_to_UO = jnp.where(inside > 0, log_decay_UOq[..., jnp.maximum(inside - 1, 0)], 0.0)
-        left_UOq = jnp.exp(jnp.where(jnp.arange(q) < inside, up_to_UO[..., None] - log_decay_UOq, -jnp.inf))
-        added = jnp.einsum("uokp,ukz->uopz", x[chunk] * left_UOq[..., None], b[chunk])
-        return (start[chunk] * jnp.exp(up_to_UO)[..., None, None] + added).reshape(U * O, P, Z)
+        up_to_J = jnp.where(inside > 0, log_decay_qJ[jnp.maximum(inside - 1, 0)], 0.0)
+        left_qJ = jnp.exp(jnp.where((jnp.arange(q) < inside)[:, None], up_to_J - log_decay_qJ, -jnp.inf))
+        left_qUp = (x[chunk] * left_qJ[..., None]).reshape(q, U, -1)
+        added_UpZ = jnp.einsum("qup,uqz->upz", left_qUp, b[chunk])
+        start_UpZ = start[chunk].swapaxes(1, 2) * jnp.repeat(jnp.exp(up_to_J), P).reshape(U, -1, 1)
+        return (start_UpZ + added_UpZ).reshape(J, P, Z)
 
     over_stops = jax.vmap(one, (None, None, None, None, 0))
-    return jax.vmap(over_stops)(*chunks, stop_nK)
+    return jax.vmap(over_stops, (1, 1, 1, 1, 0))(*chunks, stop_nK)
 
 
 def ssd_step(
