@@ -76,7 +76,7 @@ def config_from_json(fields: dict[str, Any], source: str) -> ModelConfig:
         d_ff=size("intermediate_size"),
         rope_theta=None,
         norm_eps=1e-5 if eps is None else float(eps),
-        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        tie_embeddings=False,
         hybrid=hybrid,
         max_positions=size("max_position_embeddings", 4_096),
     )
@@ -123,6 +123,7 @@ def _time_step_limit(fields: dict[str, Any], source: str) -> tuple[float, float]
 
 def _refuse_unsupported(fields: dict[str, Any], source: str) -> None:
     flags = ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "num_nextn_predict_layers")
+    flags = (*flags, "tie_word_embeddings")  # transformers would not tie them either
     activations = {"mlp_hidden_act": "relu2", "mamba_hidden_act": "silu"}
     refused = {key: bool(fields.get(key)) for key in flags}
     refused |= {f"{key} {fields.get(key)!r}": fields.get(key) not in (None, act) for key, act in activations.items()}
@@ -170,6 +171,6 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
         **({} if h.time_step_limit == (0.0, math.inf) else {"time_step_limit": limit}),
         "layer_norm_epsilon": config.norm_eps,
         "max_position_embeddings": config.max_positions,
-        "tie_word_embeddings": config.tie_embeddings,
+        "tie_word_embeddings": False,
         "torch_dtype": "float32",
     }

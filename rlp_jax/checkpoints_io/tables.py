@@ -123,6 +123,8 @@ def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
     """
     if (config.family == "nemotron_h") != (config.hybrid is not None):
         raise CheckpointError(f"family {config.family!r} with hybrid={config.hybrid} is not a published architecture")
+    if config.hybrid is not None and config.tie_embeddings:
+        raise CheckpointError("family 'nemotron_h' with tie_embeddings=True is not a published architecture")
     if config.hybrid is not None:
         return _hybrid_tensors(config)
     if config.family not in FAMILIES:
@@ -213,6 +215,5 @@ def _hybrid_tensors(config: ModelConfig) -> tuple[Tensor, ...]:
                 result.append(Tensor(Name(ours, f"backbone.layers.{{}}.{theirs}", ""), shape, stored, layers))
         first += repeats * len(unit)
     result.append(Tensor(Name("final_norm/scale", "backbone.norm_f.weight", ""), (D,), (D,)))
-    if not config.tie_embeddings:
-        result.append(Tensor(Name("head/kernel", "lm_head.weight", ""), (D, V), (V, D)))
+    result.append(Tensor(Name("head/kernel", "lm_head.weight", ""), (D, V), (V, D)))
     return tuple(result)
