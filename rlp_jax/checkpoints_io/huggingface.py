@@ -100,10 +100,7 @@ def open_directory(directory: str | os.PathLike) -> tuple[ModelConfig, Callable[
         if head is not None:
             name = next(t.name.huggingface for t in tensors(config) if t.name.path == "embed/embedding")
             _check_tied_head(head, name, located[name], directory)
-        return assemble(
-            config, "huggingface", found, lambda name: located[name].read(), str(directory), target,
-            lambda name, first, last: located[name].read(first, last),
-        )  # fmt: skip
+        return assemble(config, "huggingface", found, located.__getitem__, str(directory), target)
 
     return config, read
 
@@ -134,7 +131,7 @@ def _check_tied_head(head: Entry, name: str, embedding: Entry, directory: pathli
     """Some tied checkpoints store the head too: it is dropped, if it is the embedding."""
     rows = max(1, COMPARE_BYTES // (8 * embedding.shape[1]))
     if head.shape != embedding.shape or not all(
-        np.array_equal(head.read(first, first + rows), embedding.read(first, first + rows))
+        np.array_equal(head[first : first + rows], embedding[first : first + rows])
         for first in range(0, head.shape[0], rows)
     ):
         raise CheckpointError(

@@ -6,6 +6,7 @@ On CPU the buffers themselves become the device's memory (JAX adopts aligned one
 
 import dataclasses
 import math
+from typing import Protocol
 
 import jax
 import ml_dtypes
@@ -17,7 +18,14 @@ from rlp_jax.sharding import spec_for
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 ALIGNMENT = 64  # bytes, what XLA asks of memory it adopts
+BLOCK_ROWS, BLOCK_VALUES = 256, 2**16  # read and transposed at once: few enough rows to stay in the cache
 Index = tuple[slice, ...]
+
+
+class Rows(Protocol):
+    """A tensor in a checkpoint: an array, or something that reads the rows that are sliced out of it."""
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +85,37 @@ class Leaf:
         ranges = [_stored_rows(self.tensor, rest) for _, rest in self._of_layer(row)]
         return (min(first for first, _ in ranges), max(last for _, last in ranges)) if ranges else (0, 0)
 
+    def blocks(self, row: int | None) -> list[tuple[int, int]]:
+        """`stored_rows` in blocks that `fill` takes one by one."""
+        first, last = self.stored_rows(row)
+        axes = _row_axes(self.tensor)
+        if axes is None:
+            return [(first, last)] if last > first else []
+        inner = math.prod(self.tensor.shape[axes[0] + 1 : axes[1]])
+        step = max(BLOCK_ROWS, BLOCK_VALUES // math.prod(self.tensor.stored[1:]))
+        step = max(step // inner, 1) * inner
+        return [(start, min(start + step, last)) for start in range(first, last, step)]
+
     def fill(self, row: int | None, stored: np.ndarray, first: int) -> None:
         """Writes one layer into the pieces.
 
         Args:
           row: of the stacked leaf; None for a leaf that is not stacked.
-          stored: rows of the checkpoint's array, in any float type.
+          stored: rows of the checkpoint's array, in any float type: a range of `blocks` or of `stored_rows`.
           first: which row of the whole array the first one is.
         """
+        stored = stored.astype(DTYPES[self.target.dtype], copy=False)  # before the transpose: in the order of memory
         part, axis, start = _to_tree(self.tensor, stored, first)
         for target, rest in self._of_layer(row):
+            where = (...,)
             if axis is not None:
-                s = rest[axis]
-                rest = (*rest[:axis], slice(s.start - start, s.stop - start), *rest[axis + 1 :])
-            target[...] = part[rest]
+                piece, stop = rest[axis], start + part.shape[axis]
+                low, high = max(piece.start, start), min(piece.stop, stop)
+                if low >= high:
+                    continue
+                rest = (*rest[:axis], slice(low - start, high - start), *rest[axis + 1 :])
+                where = (*[slice(None)] * axis, slice(low - piece.start, high - piece.start))
+            target[where] = part[rest]
 
     def finish(self) -> np.ndarray | jax.Array:
         """The leaf; its buffers are given away."""

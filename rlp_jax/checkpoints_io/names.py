@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rlp_jax.checkpoints_io.leaves import HOST, Leaf, Target
+from rlp_jax.checkpoints_io.leaves import HOST, Leaf, Rows, Target
 from rlp_jax.checkpoints_io.safetensors_file import is_finite, shown
 from rlp_jax.checkpoints_io.tables import CheckpointError, Params, Tensor, tensors
 from rlp_jax.models.transformer import ModelConfig
@@ -15,21 +15,20 @@ def assemble(
     config: ModelConfig,
     layout: str,
     found: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], np.ndarray],
+    read: Callable[[str], Rows],
     source: str,
     target: Target = HOST,
-    read_rows: Callable[[str, int, int], np.ndarray] | None = None,
 ) -> Params:
-    """Builds the parameter tree from a checkpoint's tensors, each leaf in its place, holding one tensor besides.
+    """Builds the parameter tree from a checkpoint's tensors, each leaf in its place, with one tensor besides at most.
 
     Args:
       config: what the checkpoint should hold.
       layout: "huggingface" or "gguf", the column of the table to use.
       found: shape of every tensor in the checkpoint, by name.
-      read: gives one tensor by name, any float dtype.
+      read: gives one tensor by name: an array of any float dtype, or something that reads rows when they are sliced
+        out of it; then memory holds some rows, and shards read what they need.
       source: the file or directory, for messages.
       target: where the parameters go, by default numpy float32.
-      read_rows: gives rows [first, last) of a tensor by name, for formats that can; shards then read what they need.
 
     Raises:
       CheckpointError: tensors that are missing, surplus, of the wrong shape, or not finite. Names and shapes are
@@ -41,16 +40,15 @@ def assemble(
         leaf = Leaf(tensor, target)
         for row, layer in _rows(tensor):
             name = getattr(tensor.name, layout).format(layer)
-            first, last = leaf.stored_rows(row)
-            if first == last:
-                continue
-            if read_rows is None or last - first == tensor.stored[0]:
-                first, stored = 0, np.asarray(read(name))
-            else:
-                stored = read_rows(name, first, last)
-            if not is_finite(stored):
-                raise CheckpointError(f"{source}: tensor {name} holds values that are not finite: the file is damaged")
-            leaf.fill(row, stored, first)
+            blocks = leaf.blocks(row)
+            stored = read(name) if blocks else None
+            for first, last in blocks:
+                block = np.asarray(stored[first:last])
+                if not is_finite(block):
+                    raise CheckpointError(
+                        f"{source}: tensor {name} holds values that are not finite: the file is damaged"
+                    )
+                leaf.fill(row, block, first)
             del stored
         *parents, last_key = tensor.name.path.split("/")
         node = params

@@ -37,7 +37,10 @@ class Entry:
     begin: int
     end: int
 
-    def read(self, first: int = 0, last: int | None = None) -> np.ndarray:
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.read(rows.start, rows.stop)
+
+    def read(self, first: int | None = None, last: int | None = None) -> np.ndarray:
         """The array in its stored type, or its rows [first, last).
 
         Raises:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rlp_jax.checkpoints_io import leaves
 from rlp_jax.checkpoints_io.leaves import ALIGNMENT, Leaf, Piece, Target
 from rlp_jax.checkpoints_io.tables import CheckpointError, tensors
 
@@ -35,6 +36,29 @@ def test_any_piece_from_the_rows_it_needs(model):
                     fewer += 0 < last - first < tensor.stored[0]
                 np.testing.assert_array_equal(leaf.finish(), whole[index])
     assert fewer > 20
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+def test_block_by_block(model, monkeypatch, rows):
+    """Blocks of all sizes cover the rows once, and pieces of other sizes than theirs are filled from them."""
+    monkeypatch.setattr(leaves, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(leaves, "BLOCK_VALUES", 1)
+    rng = np.random.default_rng(0)
+    for tensor in tensors(model.config):
+        stored = rng.normal(size=tensor.stored).astype(np.float32)
+        whole = tensor.to_tree(stored)
+        tensor = dataclasses.replace(tensor, layers=None)
+        for axis in range(whole.ndim):
+            n = whole.shape[axis]
+            for part in (slice(0, n), slice(0, n // 2), slice(n // 3, 2 * n // 3), slice(n - 1, n)):
+                index = tuple(part if k == axis else slice(0, m) for k, m in enumerate(whole.shape))
+                leaf = Leaf(tensor, Target(host=True))
+                leaf.pieces = [Piece(index, np.full(whole[index].shape, np.nan, np.float32), [])]
+                ends = [last for _, last in leaf.blocks(None)]
+                assert [first for first, _ in leaf.blocks(None)][1:] == ends[:-1]
+                for first, last in leaf.blocks(None):
+                    leaf.fill(None, stored[first:last], first)
+                np.testing.assert_array_equal(leaf.finish(), whole[index])
 
 
 def test_two_pieces_share_one_reading(model):
