@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import random
 
 import pytest
 import tokenizers
@@ -266,3 +267,99 @@ def test_smollm2_equals_transformers_own_reading(tmp_path):
     smollm2().save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert [theirs(text, add_special_tokens=False).input_ids for text in TEXTS] == [ids for _, ids in LINES]
+
+
+# ------------------------------------------------------------------------------------------------- SentencePiece
+
+
+PIECES = ["▁", "a", "b", "c", "ab", "bc", "abc", "▁a", "▁ab", "ca", "cab", "▁▁", "aa"]
+
+
+def scored_fields(order, **changes):
+    """A SentencePiece vocabulary: special tokens, bytes, then pieces, those earlier in `order` with higher scores."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<tag>", "  "]
+    types = [3, 3, 3, 2, 4, 4]
+    tokens += [f"<0x{byte:02X}>" for byte in range(256)] + order
+    types += [6] * 256 + [1] * len(order)
+    scores = [-1000.0] * 6 + [0.0] * 256 + [-float(i) for i in range(len(order))]
+    fields = {
+        "model": "llama", "tokens": tokens, "scores": scores, "token_type": types, "unknown_token_id": 3,
+        "bos_token_id": 2, "eos_token_id": 1, "padding_token_id": 0, "add_bos_token": True, "add_space_prefix": False,
+        **changes,
+    }  # fmt: skip
+    return {f"tokenizer.ggml.{key}": value for key, value in fields.items() if value is not None}
+
+
+def merged_by_score(text: str, fields: dict) -> list[int]:
+    """The definition: of all neighbours that make a piece, join those of the highest score, the leftmost first."""
+    tokens = ["▁▁" if token == "  " else token for token in fields["tokenizer.ggml.tokens"]]
+    scores = dict(zip(tokens, fields["tokenizer.ggml.scores"], strict=True)) | {"▁▁": 0.0}
+    parts = list(text.replace(" ", "▁"))
+    while True:
+        found = [(-scores[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in scores]
+        if not found:
+            break
+        _, i = min(found)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    ids = []
+    for part in parts:
+        ids += [tokens.index(part)] if part in tokens else [tokens.index(f"<0x{byte:02X}>") for byte in part.encode()]
+    return ids
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_become_merges(seed):
+    random_ = random.Random(seed)
+    order = [piece for piece in PIECES if piece != "▁▁"]
+    random_.shuffle(order)
+    fields = scored_fields(order)
+    tokenizer = Tokenizer.from_gguf(fields, "x.gguf")
+    for _ in range(60):
+        text = "".join(random_.choice("aabbcc  é\n") for _ in range(random_.randint(0, 14)))
+        assert tokenizer.encode(text) == merged_by_score(text, fields), text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("a<tag><bos>b") == [*tokenizer.encode("a"), 4, 2, *tokenizer.encode("b")]
+    assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id) == (2, (1,), 0)
+
+
+def test_space_before_the_text_only_where_the_file_says_so(tmp_path):
+    plain, prefixed, silent = (
+        Tokenizer.from_gguf(scored_fields(PIECES, add_space_prefix=value), "x.gguf") for value in (False, True, None)
+    )
+    assert prefixed.encode("ab") == silent.encode("ab") == plain.encode(" ab") != plain.encode("ab")
+    assert prefixed.decode(prefixed.encode("ab c")) == "ab c"
+    prefixed.save(tmp_path)
+    again = Tokenizer.from_directory(tmp_path)
+    assert again.encode("ab c") == prefixed.encode("ab c") and again.bos_id == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scores": None}, "tokens, token_type and scores do not fit together"),
+        ({"scores": [0.0]}, "tokens, token_type and scores do not fit together"),
+        ({"tokens": None}, "tokens, token_type and scores do not fit together"),
+        ({"unknown_token_id": 10**6}, "unknown_token_id is 1000000"),
+        ({"bos_token_id": -1}, "bos_token_id is -1"),
+    ],
+)
+def test_bad_scores_are_one_clear_line(changes, words):
+    with pytest.raises(TokenizerError) as error:
+        Tokenizer.from_gguf(scored_fields(PIECES, **changes), "x.gguf")
+    assert words in str(error.value) and str(error.value).startswith("x.gguf: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_gemma3_matches_its_published_tokenizer():
+    path = local_path(WEIGHTS["gemma3-270m"])
+    if path is None:
+        pytest.skip("Gemma-3-270M is not on this machine: rlp convert gemma3-270m fetches it")
+    import gguf
+
+    fields = {key: f.contents() for key, f in gguf.GGUFReader(path).fields.items() if "tokenizer" in key}
+    tokenizer = Tokenizer.from_gguf(fields, str(path))
+    lines = json.loads((GOLDEN.parent / "gemma3_lines.json").read_text(encoding="utf-8"))
+    assert len(lines) > 55
+    assert [text for text, ids in lines if tokenizer.encode(text) != ids] == []
+    assert [text for text, ids in lines if tokenizer.decode(ids) != text and "▁" not in text] == []
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids, tokenizer.pad_id) == (262_144, 2, (1,), 0)

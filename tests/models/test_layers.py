@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm, rotary_angles, rotate
+from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm, RopeScaling, rope_divisors, rotary_angles, rotate
 
 
 def normal(seed, *shape):
@@ -90,3 +90,51 @@ def test_rotated_products_depend_on_the_distance_alone():
         np.testing.assert_allclose(products, products[0], rtol=1e-4, atol=1e-4)
     assert abs(product(5, 0) - product(0, 5)) > 1e-2  # and on its sign
     np.testing.assert_allclose(jnp.linalg.norm(turned(q, [17])), np.linalg.norm(q), rtol=1e-5)
+
+
+def test_dense_with_a_bias():
+    x, kernel, bias = normal(0, 3, 4), normal(1, 4, 2, 5), normal(2, 2, 5)
+    dense = Dense((2, 5), use_bias=True)
+    assert jax.tree.map(jnp.shape, dense.init(jax.random.key(0), x)["params"]) == {"kernel": (4, 2, 5), "bias": (2, 5)}
+    out = dense.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    np.testing.assert_allclose(out, np.einsum("ad,dfg->afg", x.astype(np.float64), kernel) + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_norm_with_an_offset_starts_at_a_gain_of_one():
+    x, scale = normal(0, 5, 8), normal(1, 8)
+    norm = RMSNorm(1e-5, offset=1.0)
+    assert not norm.init(jax.random.key(0), x)["params"]["scale"].any()
+    np.testing.assert_allclose(
+        norm.apply({"params": {"scale": scale}}, x), RMSNorm(1e-5).apply({"params": {"scale": 1 + scale}}, x), rtol=1e-6
+    )
+
+
+def test_gelu_mlp_against_float64():
+    x, gate, up, down = normal(0, 3, 4), normal(1, 4, 9), normal(2, 4, 9), normal(3, 9, 4)
+    params = {"params": {name: {"kernel": value} for name, value in (("gate", gate), ("up", up), ("down", down))}}
+    g = x.astype(np.float64) @ gate
+    gelu = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
+    exact = (gelu * (x.astype(np.float64) @ up)) @ down
+    np.testing.assert_allclose(GatedMLP(9, "gelu_tanh").apply(params, x), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_linear_scaling_turns_slower():
+    cos, sin = rotary_angles(jnp.arange(12), 8, 50.0, RopeScaling("linear", 4.0))
+    exact_cos, exact_sin = rotary_angles(jnp.arange(12) / 4, 8, 50.0)
+    np.testing.assert_allclose(cos, exact_cos, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sin, exact_sin, rtol=1e-5, atol=1e-6)
+
+
+def test_llama3_scaling_by_hand():
+    """Llama 3.2 1B: 64 wide, base 500,000, factor 32; by the wavelengths of its definition."""
+    divisors = rope_divisors(64, 500_000.0, RopeScaling("llama3", 32.0))
+    wavelength = 2 * np.pi * 500_000.0 ** (np.arange(32) / 32)
+    short, long = wavelength < 8192 / 4, wavelength > 8192
+    assert (short.sum(), long.sum()) == (15, 14)
+    np.testing.assert_array_equal(divisors[short], 1)
+    np.testing.assert_array_equal(divisors[long], 32)
+    smooth = (8192 / wavelength - 1) / (4 - 1)
+    between = ~short & ~long
+    np.testing.assert_allclose(1 / divisors[between], ((1 - smooth) / 32 + smooth)[between], rtol=1e-12)
+    cos, _ = rotary_angles(jnp.array([1000]), 64, 500_000.0, RopeScaling("llama3", 32.0))
+    np.testing.assert_allclose(cos[0], np.cos(1000 * 2 * np.pi / wavelength / divisors), atol=2e-4)
