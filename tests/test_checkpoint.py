@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlp_jax.checkpoint import CheckpointError, Checkpoints, Position, restore_params, truncate_logs
+from rlp_jax.checkpoint import CheckpointError, Checkpoints, Position, latest_step, restore_params, truncate_logs
 from rlp_jax.config import CheckpointConfig, OptimizerConfig
 from rlp_jax.optimizer import make_optimizer
 from rlp_jax.state import init_state
@@ -37,11 +37,13 @@ def test_round_trip_is_bitwise_and_keeps_the_newest(tmp_path):
     state, optimizer = some_state()
     step = jax.jit(lambda s: advance(s, optimizer), donate_argnums=0)
     with Checkpoints(tmp_path, CheckpointConfig(keep=2)) as checkpoints:
-        assert checkpoints.latest_step() is None
+        assert checkpoints.latest_step() is None is latest_step(tmp_path)
         for _ in range(4):
             state = step(state)  # donates what the save before it is still writing
             checkpoints.save(state, POSITION)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == ["3", "4"]
+    assert latest_step(tmp_path) == 4 and latest_step(tmp_path / "none") is None
+    assert not (tmp_path / "none").exists()
     fresh, _ = some_state(seed=1)
     with Checkpoints(tmp_path, CheckpointConfig(keep=2)) as checkpoints:
         restored, position = checkpoints.restore(jax.eval_shape(lambda: fresh), "f")

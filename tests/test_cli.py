@@ -1,9 +1,12 @@
 """The command line: bad input is one line and exit code 2 and writes nothing; good input does what it says."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import byte_tokenizer, hasty_compilation, tiny_config, write_documents
@@ -218,11 +221,51 @@ def test_convert_a_run_and_its_average(root, run_dir, tmp_path, capsys):
         assert tokenizer.encode("4 abcd") == byte_tokenizer().encode("4 abcd")
         assert model.config.d_model == run.model.config.d_model
     assert not np.array_equal(run.params["final_norm"]["scale"], run.ema_params["final_norm"]["scale"])
+    rounded = tmp_path / "rounded"
+    assert main(["convert", str(run_dir), str(rounded), "--ema", "--dtype", "bfloat16"]) == 0
+    for a, b in zip(jax.tree.leaves(load(rounded).params), jax.tree.leaves(run.ema_params), strict=True):
+        np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(np.float32))
     capsys.readouterr()
+    assert "invalid choice: 'int8'" in refused(capsys, "convert", run_dir, tmp_path / "other", "--dtype", "int8")
     assert "not an empty directory" in refused(capsys, "convert", run_dir, destination)
     assert "is not a run directory" in refused(capsys, "convert", root / "model", tmp_path / "other", "--ema")
     assert "neither a preset nor" in refused(capsys, "convert", "nosuch", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_trained_model_is_used_without_its_first_weights(root, run_dir, tmp_path):
+    """Shapes are all that a run directory needs of the model it started from; a tree not asked for is not read."""
+    config = tiny_config(root, model=str(tmp_path / "model"))
+    shutil.copytree(root / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(to_json(config))
+    with pytest.raises(ValueError, match="not finite"):
+        load(tmp_path / "model")
+    run, average = load_run(tmp_path / "run"), load_run(tmp_path / "run", ("ema_params",))
+    jax.tree.map(np.testing.assert_array_equal, run.ema_params, average.ema_params)
+    assert average.params is None and run.params is not None
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("flags", [[], ["--ema"], ["--dtype", "bfloat16"]])
+def test_transformers_writes_the_same_text_from_what_was_converted(run_dir, tmp_path, flags):
+    """Greedy, token by token, float32 arithmetic on both sides."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    assert main(["convert", str(run_dir), str(tmp_path / "out"), *flags]) == 0
+    model, params, tokenizer = load(tmp_path / "out")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    prompt = tokenizer.encode("17 abcdabcd")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").encode("17 abcdabcd") == prompt
+    given = torch.tensor([prompt])
+    theirs = peer.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=16, do_sample=False)[0].tolist()
+    ours, apply = list(prompt), jax.jit(model.apply)
+    while len(ours) < len(theirs):
+        padded = np.zeros((1, len(theirs)), np.int32)
+        padded[0, : len(ours)] = ours
+        ours.append(int(apply(params, padded)[0][0, len(ours) - 1].argmax()))
+    assert len(ours) > len(prompt) and ours == theirs
 
 
 def test_report(run_dir, tmp_path, capsys):

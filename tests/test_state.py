@@ -29,6 +29,14 @@ def test_a_donated_state_leaves_the_given_params_alone():
     np.testing.assert_array_equal(state.ema_params["a"], np.ones((4, 4)))
 
 
+def test_given_params_are_freed_where_they_are_to_be_consumed():
+    params = {"a": jnp.arange(4.0), "b": jax.device_put(np.ones(3, np.float32))}
+    state = init_state(params, optax.adam(1e-3), consume=True)
+    assert params["a"].is_deleted() and params["b"].is_deleted()
+    np.testing.assert_array_equal(state.params["a"], np.arange(4.0))
+    np.testing.assert_array_equal(state.ema_params["b"], np.ones(3))
+
+
 def test_keys_differ_by_seed_step_and_purpose_and_repeat():
     keys = {
         (seed, step, purpose): tuple(jax.random.key_data(step_key(seed, step, purpose)).tolist())
