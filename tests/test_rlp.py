@@ -192,7 +192,9 @@ def test_sampling_is_a_function_of_its_key_and_its_documents():
 # ---------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize(("family", "remat"), [("llama", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("family", "remat"), [("llama", False), ("qwen3", True), ("qwen2", False), ("llama3", False), ("gemma3", True)]
+)
 def test_loss_and_gradient_against_the_slow_reference(family, remat):
     model, state, batch, samples = prepared(family, remat=remat)
     assert samples.valid_BK.sum() == 7 and not samples.valid_BK.all()  # the short document has one position
