@@ -75,10 +75,11 @@ def test_what_is_traced_does_not_grow_with_repeats():
 
         return count(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr)
 
-    def count(jaxpr):
-        """Equations, those inside others too."""
-        inner = [leaf for e in jaxpr.eqns for leaf in jax.tree.leaves(e.params, is_leaf=lambda x: hasattr(x, "eqns"))]
-        return len(jaxpr.eqns) + sum(count(getattr(x, "jaxpr", x)) for x in inner if hasattr(x, "eqns"))
+    def count(thing):  # equations of a jaxpr and of those inside it, however they are held
+        if isinstance(thing, list | tuple):
+            return sum(map(count, thing))
+        jaxpr = getattr(thing, "jaxpr", thing)
+        return sum(1 + count(list(equation.params.values())) for equation in getattr(jaxpr, "eqns", ()))
 
     assert equations(2) == equations(6) > 100
 
