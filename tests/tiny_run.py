@@ -33,10 +33,12 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
-def write_model(directory: Path) -> Path:
-    config = ModelConfig(
-        "llama", vocab_size=256, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48, max_positions=64
-    )
+LLAMA = ModelConfig(
+    "llama", vocab_size=256, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48, max_positions=64
+)
+
+
+def write_model(directory: Path, config: ModelConfig = LLAMA) -> Path:
     model = LanguageModel(config)
     save_hf(directory, model, model.init(jax.random.key(7)), byte_tokenizer())
     return directory
