@@ -1,6 +1,6 @@
 """Model speed: forward and backward against `transformers` on torch, same weights, same shapes, in turns.
 
-    python experiments/benchmarks/models.py [--quick] [--json] [--peers transformers,sequential] [--models smollm2,...]
+    python experiments/benchmarks/models.py [--quick] [--json] [--peers transformers] [--models smollm2] [--rounds 1]
 
 Batches of 8 x 512 tokens, float32, random weights: SmolLM2-135M, the first 4 layers of Qwen3-1.7B with its whole
 vocabulary, and a small Nemotron-H (12 layers of width 768). `forward` gives all logits; `gradient` is forward and
@@ -178,7 +178,8 @@ def machine() -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="batches of 2 x 128, one round instead of three")
+    parser.add_argument("--quick", action="store_true", help="batches of 2 x 128 and one round")
+    parser.add_argument("--rounds", type=int, help="how often the sides take turns (3)")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     parser.add_argument("--peers", default=",".join(PEERS), help="which of transformers, sequential; or none")
     parser.add_argument("--models", default=",".join(MODELS), help="which of " + ", ".join(MODELS))
@@ -190,6 +191,7 @@ def main():
     if unknown := sorted(set(names) - set(MODELS)):
         parser.error(f"unknown models {', '.join(unknown)}: choose from {', '.join(MODELS)}")
     batch, length, rounds = (2, 128, 1) if args.quick else (8, 512, 3)
+    rounds = args.rounds or rounds
 
     result = {"workload": f"{batch} x {length} tokens, float32", "rounds": rounds, **machine()}
     result["models"] = {name: compare(name, batch, length, rounds, "transformers" in peers) for name in names}
