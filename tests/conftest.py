@@ -1,7 +1,18 @@
 """What tests in any folder share; its place also lets them import `reference.py`."""
 
+import gc
+
 import jax
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drops a file's compiled programs after it. Each maps memory, and Linux gives a process 65,530 maps: the suite's
+    programs together exceed them, and XLA then ends in a segmentation fault."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
