@@ -50,11 +50,6 @@ class ModelConfig:
         return jnp.dtype(self.compute_dtype)
 
     @property
-    def fused(self) -> bool:
-        """Projections of one input are one product: in unrolled models, see `unstack_layers`."""
-        return not self.scan_layers
-
-    @property
     def local_Y(self) -> tuple[bool, ...] | None:
         """Which layers are local, None where none is (then no window is ever computed)."""
         local_Y = tuple(y in self.local_layers for y in range(self.n_layers))
@@ -71,16 +66,9 @@ class Attention(nn.Module):
         `past` is what came before, this layer's (prefix_k, prefix_v, branch_k, branch_v), None where there is none.
         """
         cfg = self.config
-        heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
-
-        def project(name, n):
-            return Dense((n, cfg.head_dim), use_bias=cfg.qkv_bias, name=name)(x_BRSD)
-
-        if cfg.fused:
-            joint = project("qkv", sum(heads.values()))
-            q_BRSNE, k_BRSME, v_BRSME = jnp.split(joint, (cfg.n_heads, cfg.n_heads + cfg.n_kv_heads), -2)
-        else:
-            q_BRSNE, k_BRSME, v_BRSME = (project(name, n) for name, n in heads.items())
+        q_BRSNE = Dense((cfg.n_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="q")(x_BRSD)
+        k_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="k")(x_BRSD)
+        v_BRSME = Dense((cfg.n_kv_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="v")(x_BRSD)
         if cfg.qk_norm:
             q_BRSNE = RMSNorm(cfg.norm_eps, cfg.norm_offset, name="q_norm")(q_BRSNE)
             k_BRSME = RMSNorm(cfg.norm_eps, cfg.norm_offset, name="k_norm")(k_BRSME)

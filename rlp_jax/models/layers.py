@@ -68,32 +68,12 @@ class GatedMLP(nn.Module):
 
     d_ff: int
     activation: str = "silu"  # a key of ACTIVATIONS
-    fused: bool = False  # one product for gate and up, parameters from `fuse_projections`
 
     @nn.compact
     def __call__(self, x_D: jax.Array) -> jax.Array:
-        if self.fused:
-            gate_F, up_F = jnp.split(Dense((2 * self.d_ff,), name="gate_up")(x_D), 2, -1)
-        else:
-            gate_F = Dense((self.d_ff,), name="gate")(x_D)
-            up_F = Dense((self.d_ff,), name="up")(x_D)
+        gate_F = Dense((self.d_ff,), name="gate")(x_D)
+        up_F = Dense((self.d_ff,), name="up")(x_D)
         return Dense((x_D.shape[-1],), name="down")(ACTIVATIONS[self.activation](gate_F) * up_F)
-
-
-# Projections of one input that are computed as one: their names, the joint name, the axis of outputs from the right.
-FUSED = ((("q", "k", "v"), "qkv", -2), (("gate", "up"), "gate_up", -1))
-
-
-def fuse_projections(params: dict) -> dict:
-    """Parameters with each of `FUSED` joined into one matrix: fewer, larger products for the few rows of decoding."""
-    if not isinstance(params, dict):
-        return params
-    params = {name: fuse_projections(value) for name, value in params.items()}
-    for names, joint, axis in FUSED:
-        if params.keys() >= set(names):
-            parts = [params.pop(name) for name in names]
-            params[joint] = jax.tree.map(lambda *x, axis=axis: jnp.concatenate(x, axis), *parts)
-    return params
 
 
 @dataclasses.dataclass(frozen=True)

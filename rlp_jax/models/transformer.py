@@ -14,7 +14,7 @@ from rlp_jax.models import cache as cache_lib
 from rlp_jax.models.blocks import Attention, ModelConfig, View, global_view, head_angles, make_embed, unembed
 from rlp_jax.models.cache import Cache
 from rlp_jax.models.hybrid import Hybrid
-from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm, fuse_projections
+from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm
 
 Params = dict[str, Any]
 
@@ -62,7 +62,7 @@ class Block(nn.Module):
         normed = norm("attention_norm")(x_BRSD)
         update, new = Attention(cfg, name="attention")(normed, past, view)
         x_BRSD = x_BRSD + (norm("post_attention_norm")(update) if cfg.sandwich_norms else update)
-        update = GatedMLP(cfg.d_ff, cfg.activation, cfg.fused, name="mlp")(norm("mlp_norm")(x_BRSD))
+        update = GatedMLP(cfg.d_ff, cfg.activation, name="mlp")(norm("mlp_norm")(x_BRSD))
         return x_BRSD + (norm("post_mlp_norm")(update) if cfg.sandwich_norms else update), new
 
 
@@ -204,12 +204,12 @@ class LanguageModel:
 
 
 def unstack_layers(params: Params) -> Params:
-    """Parameters for `LanguageModel.unrolled`: one subtree a layer instead of a stack, projections joined."""
+    """Parameters for `LanguageModel.unrolled`: one subtree a layer instead of a stack."""
     out = {}
     for name, tree in params.items():
         if name == "layers" or name.startswith("segments_"):
             depth = jax.tree.leaves(tree)[0].shape[0]
-            out |= {f"{name}_{y}": fuse_projections(jax.tree.map(lambda x, y=y: x[y], tree)) for y in range(depth)}
+            out |= {f"{name}_{y}": jax.tree.map(lambda x, y=y: x[y], tree) for y in range(depth)}
         else:
             out[name] = tree
     return out
