@@ -1,4 +1,4 @@
-"""`rlp train` takes a checkpoint of every family by its path: steps, evaluation, export."""
+"""`rlp train` takes a checkpoint of each kind of model by its path: steps, evaluation, export."""
 
 import dataclasses
 import io
@@ -16,8 +16,9 @@ from rlp_jax.checkpoints_io.load import load
 from rlp_jax.cli import main
 from rlp_jax.train import train
 
+# Llama is what tests/test_train.py trains; Qwen3 and scaled rotary angles differ from it inside attention alone.
 FAMILIES = {
-    **{name: reference.tiny(name).config for name in ("qwen3", *reference.MORE_FAMILIES)},
+    **{name: reference.tiny(name).config for name in ("qwen2", "gemma3")},
     "nemotron_h": hybrids.hybrid().config,
 }
 
