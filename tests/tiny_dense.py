@@ -63,3 +63,10 @@ def reference_model(family, heads, kv_heads, head_dim, tie, theta, rope=None, **
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(draw(name, parameter.shape, family)))
     return model
+
+
+def relative_error(ours, reference) -> float:
+    """The largest difference over the largest reference value."""
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    assert ours.shape == reference.shape
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())

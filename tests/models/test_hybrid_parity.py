@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from reference import apply
 from safetensors.numpy import save_file
+from tiny_dense import relative_error
 
 from rlp_jax.checkpoints_io.huggingface import read_directory, write_directory
 from rlp_jax.checkpoints_io.names import disassemble
@@ -20,12 +21,6 @@ from rlp_jax.models.transformer import LanguageModel
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "nemotron_h.npz"
 TOLERANCE = 1e-4
-
-
-def relative_error(ours, reference) -> float:
-    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
-    assert ours.shape == reference.shape
-    return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
 
 # ------------------------------------------------------------------------------------------------------- goldens

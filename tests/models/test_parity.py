@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_dense import TINY, reference_model
+from tiny_dense import TINY, reference_model, relative_error
 
 from rlp_jax.checkpoints_io.fetch import local_path
 from rlp_jax.checkpoints_io.huggingface import read_directory, write_directory
@@ -23,12 +23,6 @@ from rlp_jax.models.transformer import LanguageModel
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "smollm2_logits.npz"
 TOLERANCE = 1e-4
-
-
-def relative_error(ours, reference) -> float:
-    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
-    assert ours.shape == reference.shape
-    return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
 
 @pytest.fixture(scope="module", params=TINY)
