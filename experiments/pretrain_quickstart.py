@@ -25,7 +25,7 @@ from rlp_jax.data import compose
 from rlp_jax.data.tokenizer import Tokenizer
 from rlp_jax.models.cache import fork
 from rlp_jax.models.transformer import LanguageModel, ModelConfig
-from rlp_jax.rollout.sampling import sample_thoughts
+from rlp_jax.rollout.engine import sample_thoughts
 
 ASSETS = pathlib.Path(__file__).parents[1] / "rlp_jax" / "assets" / "quickstart"
 STEPS = (compose.TRAIN_STEPS[0], compose.LONG_STEPS[1])  # operations a line

@@ -23,7 +23,7 @@ from rlp_jax.data.template import template_tokens
 from rlp_jax.evals.likelihood import evaluate
 from rlp_jax.models.transformer import LanguageModel
 from rlp_jax.rollout import scoring
-from rlp_jax.rollout.sampling import sample_thoughts
+from rlp_jax.rollout.engine import sample_thoughts
 
 LENGTHS = range(3, 9)
 SEED = 12345  # of the documents: no run's

@@ -41,13 +41,25 @@ class RLPConfig:
     horizon: int = 1  # H, tokens scored after the thought; the paper scores one
     thought_tokens: int = 2048  # L, cap on sampled tokens of a thought, a sampled closing tag included
     temperature: float = 0.7  # sampling and the log-probabilities inside the ratio, so that the ratio starts at 1
+    top_k: int = 0  # draw from the k likeliest tokens, 0: all; the log-probabilities of the learner follow
+    top_p: float = 1.0  # draw from the fewest tokens with this much probability, 1: all
+    min_p: float = 0.0  # draw from tokens at least this likely as a share of the likeliest, 0: all
+    slots: int = 0  # thoughts of a document decoded at a time, the rest wait their turn; 0: all
+    rollout_dtype: Dtype | None = None  # weights and activations of sampling; None: compute_dtype
+    importance_cap: float = 0.0  # truncates pi_trainer / pi_sampler, which then weighs a token's loss; 0: no weight
     position_mode: PositionMode = "uniform"
     clip_low: float = 0.2  # epsilon_l; not stated, TRL's default
     clip_high: float = 0.2  # epsilon_h; not stated, TRL's default
     kl_coefficient: float = 0.0  # beta
     ema_decay: float = 0.999  # tau
-    updates_per_batch: int = 1  # optimizer steps a rollout batch; not stated, on-policy is the safe reading
-    microbatches: int = 1  # the batch is split in this many parts whose gradients are summed: memory, not maths
+    updates_per_batch: int = 1  # passes over a rollout batch; not stated, on-policy is the safe reading
+    minibatches: int = 1  # optimizer steps a pass, each on its share of the documents
+    microbatches: int = 1  # a minibatch is split in this many parts whose gradients are summed: memory, not maths
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps a rollout batch."""
+        return self.updates_per_batch * self.minibatches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,8 +79,25 @@ def importance_ratio(logprob_GL: chex.Array, old_logprob_GL: chex.Array, mask_GL
     return jnp.exp(log_ratio_GL)
 
 
+def truncated_importance_weight(
+    old_logprob_GL: chex.Array, sampler_logprob_GL: chex.Array, mask_GL: chex.Array, cap: float
+) -> chex.Array:
+    """min(pi_old / pi_sampler, cap) on thought tokens, 1 elsewhere, a constant for the gradient.
+
+    For thoughts drawn by another program than the trainer's forward (bfloat16 against float32, say), whose tokens are
+    then not quite those of pi_old. Not in the paper; truncated importance weights as in IMPALA (Espeholt et al., arXiv
+    1802.01561), where the cap bounds the variance.
+    """
+    return jax.lax.stop_gradient(jnp.minimum(importance_ratio(old_logprob_GL, sampler_logprob_GL, mask_GL), cap))
+
+
 def clipped_surrogate(
-    ratio_GL: chex.Array, advantage_G: chex.Array, mask_GL: chex.Array, clip_low: float = 0.2, clip_high: float = 0.2
+    ratio_GL: chex.Array,
+    advantage_G: chex.Array,
+    mask_GL: chex.Array,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    weight_GL: chex.Array | None = None,
 ) -> chex.Array:
     """Equation (8) for each thought: -(1/|c|) sum_u min(rho_u A, clip(rho_u, 1 - clip_low, 1 + clip_high) A).
 
@@ -88,6 +105,7 @@ def clipped_surrogate(
       ratio_GL: [..., G, L] importance ratios.
       advantage_G: [..., G].
       mask_GL: [..., G, L], 1 on thought tokens; |c| is its sum.
+      weight_GL: [..., G, L], multiplies a token's term (`truncated_importance_weight`); None: 1, the paper's.
 
     Returns:
       [..., G] losses; the paper's loss is their mean over thoughts, positions and documents. A thought without tokens
@@ -98,6 +116,8 @@ def clipped_surrogate(
     advantage_G1 = jax.lax.stop_gradient(advantage_G)[..., None]
     clipped_GL = jnp.clip(ratio_GL, 1.0 - clip_low, 1.0 + clip_high)
     surrogate_GL = jnp.minimum(ratio_GL * advantage_G1, clipped_GL * advantage_G1)
+    if weight_GL is not None:
+        surrogate_GL = surrogate_GL * weight_GL
     return -length_normalised_sum(surrogate_GL, mask_GL)
 
 
@@ -127,7 +147,7 @@ def token_kl(logprob_GL: chex.Array, reference_logprob_GL: chex.Array, mask_GL: 
     chex.assert_equal_shape([logprob_GL, reference_logprob_GL, mask_GL])
     logprob_GL, reference_logprob_GL = _at_least_float32(logprob_GL), _at_least_float32(reference_logprob_GL)
     d_GL = jnp.where(mask_GL > 0, jax.lax.stop_gradient(reference_logprob_GL) - logprob_GL, 0.0)
-    return length_normalised_sum(jnp.exp(d_GL) - d_GL - 1.0, mask_GL)
+    return length_normalised_sum(jnp.expm1(d_GL) - d_GL, mask_GL)  # expm1: exact near d = 0
 
 
 def ema_update(ema_params: chex.ArrayTree, params: chex.ArrayTree, decay: float | chex.Array) -> chex.ArrayTree:

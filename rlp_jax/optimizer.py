@@ -44,7 +44,7 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
 
     Args:
       config: the optimizer's settings.
-      updates: optimizer updates in the whole run (steps x updates_per_batch).
+      updates: optimizer updates in the whole run (steps x updates_per_batch x minibatches).
     """
 
     def decayed(params):

@@ -4,6 +4,7 @@ Algorithm 1 of arXiv 2510.01265. Where it departs from the letter of the paper:
 - The reward needs log p(x_t | prefix, thought), the learner needs log pi of the thought under the same parameters. One
   forward gives both, so the first update of a batch computes rewards, advantages and gradients in a single pass, with
   pi_old the trainer's own log-probabilities: the ratio is exactly 1. Later updates of the batch reuse what it found.
+- With several minibatches a batch, pi_old and the rewards come from a forward of their own before the first update.
 - The closing tag is part of a thought that sampled it. A thought at the cap has it appended, without gradient.
 """
 
@@ -18,9 +19,11 @@ from rlp_jax import objective
 from rlp_jax.config import Config
 from rlp_jax.data.positions import candidates, choose_positions
 from rlp_jax.data.template import TemplateTokens
-from rlp_jax.models.transformer import LanguageModel, Params
+from rlp_jax.models.transformer import LanguageModel, Params, cast_kernels
 from rlp_jax.rollout import scoring
-from rlp_jax.rollout.sampling import sample_thoughts, thought_keys
+from rlp_jax.rollout.engine import sample_thoughts
+from rlp_jax.rollout.filters import Filter
+from rlp_jax.rollout.sampling import Rollout, thought_keys
 from rlp_jax.state import Purpose, TrainState
 
 Batch = dict[str, jax.Array]
@@ -74,15 +77,37 @@ def sample(
     s_ema_BKH, _ = scoring.baseline_logprob(model, ema_params, plain, position_BK, target_BKH)
 
     key_BKG = thought_keys(jax.random.fold_in(key, Purpose.THOUGHTS), batch["document_B"], position_BK, rlp.group_size)
+    rollout = think(model, template, config, params, tokens_BT, position_BK, key_BKG)
+    thought_BKGL, length_BKG, stopped_BKG, logprob_BKGL = (_split(x, rlp.group_size) for x in rollout)
+    return Samples(position_BK, valid_BK, s_ema_BKH, thought_BKGL, length_BKG, stopped_BKG, logprob_BKGL)
+
+
+def think(
+    model: LanguageModel,
+    template: TemplateTokens,
+    config: Config,
+    params: Params,
+    tokens_BT: jax.Array,
+    position_BK: jax.Array,
+    key_BKG: jax.Array,
+) -> Rollout:
+    """Samples G thoughts at each position, as the settings say: [B, R] thoughts, R = K·G."""
+    rlp, group_size = config.rlp, key_BKG.shape[-1]
+    if rlp.rollout_dtype not in (None, model.config.compute_dtype):
+        model, params = model.in_dtype(rlp.rollout_dtype), cast_kernels(params, rlp.rollout_dtype)
     _, cache = model.hidden(
         params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_length(template, position_BK, 1)
     )
-    rollout = sample_thoughts(
-        model, params, cache, prefix_length(template, position_BK, rlp.group_size),
-        template.open, template.close, _merge(key_BKG), rlp.thought_tokens, rlp.temperature,
+    return sample_thoughts(
+        model, params, cache, prefix_length(template, position_BK, group_size), template.open, template.close,
+        _merge(key_BKG), rlp.thought_tokens, rlp.temperature, group_size=group_size, slots=rlp.slots or None,
+        keep=token_filter(config),
     )  # fmt: skip
-    thought_BKGL, length_BKG, stopped_BKG, logprob_BKGL = (_split(x, rlp.group_size) for x in rollout)
-    return Samples(position_BK, valid_BK, s_ema_BKH, thought_BKGL, length_BKG, stopped_BKG, logprob_BKGL)
+
+
+def token_filter(config: Config) -> Filter:
+    """Which tokens thoughts may be drawn from."""
+    return Filter(config.rlp.top_k, config.rlp.top_p, config.rlp.min_p)
 
 
 def learn(
@@ -95,14 +120,15 @@ def learn(
     samples: Samples,
     reference_params: Params | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array], Scores]:
-    """Rewards, advantages and `updates_per_batch` optimizer steps on one rollout batch.
+    """Rewards, advantages and `updates_per_batch` passes of `minibatches` optimizer steps on one rollout batch.
 
     Returns:
-      The new state (unchanged but for `step` where anything was not finite), float32 scalar metrics of the last
-      update, and the rewards.
+      The new state (an update that was not finite leaves it as it is), float32 scalar metrics of the last update, and
+      the rewards.
     """
-    scores, step = None, state.step + 1
-    for _ in range(config.rlp.updates_per_batch):
+    rlp, step = config.rlp, state.step + 1
+
+    def update(state, batch, samples, scores):
         grads, metrics, scores = _gradient(
             model, template, config, state.params, batch, samples, reference_params, scores
         )
@@ -113,8 +139,41 @@ def learn(
         ema_params = objective.ema_update(state.ema_params, params, config.rlp.ema_decay)
         proposed = TrainState(step, params, ema_params, opt_state)
         state = _choose(finite, proposed, state._replace(step=step))
-        metrics |= {"grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
-    return state, metrics, scores
+        return state, metrics | {"grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}, scores
+
+    if rlp.minibatches == 1:
+        scores = None
+        for _ in range(rlp.updates_per_batch):
+            state, metrics, scores = update(state, batch, samples, scores)
+        return state, metrics, scores
+
+    scores = _over_microbatches(
+        rlp.microbatches * rlp.minibatches,
+        lambda part: _loss(model, template, config, state.params, *part, reference_params, jnp.ones(()))[1][1],
+        (batch, samples, None),
+    )
+    shares = _split_documents((batch, samples, scores), rlp.minibatches)
+
+    def one_pass(state, _):
+        def one_share(state, share):
+            state, metrics, _ = update(state, *share)
+            return state, metrics
+
+        return jax.lax.scan(one_share, state, shares)
+
+    state, metrics = jax.lax.scan(one_pass, state, length=rlp.updates_per_batch)
+    last = jax.tree.map(lambda x: x[-1, -1], metrics)
+    return state, last | {"finite": metrics["finite"].min()}, scores
+
+
+def _split_documents(tree, parts: int):
+    """Leaves [B, ...] to [parts, B / parts, ...]."""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+
+
+def _over_microbatches(parts: int, fn, tree):
+    """`fn` of the documents' parts in turn, its results put together again, [B, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(fn, _split_documents(tree, parts)))
 
 
 def _choose(condition: jax.Array, a: TrainState, b: TrainState) -> TrainState:
@@ -152,7 +211,7 @@ def _gradient(model, template, config, params, batch, samples, reference_params,
         return jax.tree.map(jnp.add, carry, (grads, loss)), aux
 
     order_B = jnp.argsort(samples.length_BKG.max((1, 2)))
-    chunked = jax.tree.map(lambda x: x[order_B].reshape(parts, -1, *x.shape[1:]), (batch, samples, scores))
+    chunked = _split_documents(jax.tree.map(lambda x: x[order_B], (batch, samples, scores)), parts)
     start = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
     (grads, loss), (sums, scores) = jax.lax.scan(one_part, start, chunked)
     back_B = jnp.argsort(order_B)
@@ -179,7 +238,7 @@ def _loss(model, template, config, params, batch, samples, scores, reference_par
         _, cache = model.hidden(params, tokens_BT, stops_BK=prefix_length(template, samples.position_BK, 1))
         scored = scoring.score_branches(
             model, params, cache, prefix_BR, thoughts, jnp.repeat(target_BKH, rlp.group_size, 1), template,
-            rlp.temperature,
+            rlp.temperature, token_filter(config),
         )  # fmt: skip
         return jax.tree.map(lambda x: _split(x, rlp.group_size), scored)
 
@@ -196,8 +255,13 @@ def _loss(model, template, config, params, batch, samples, scores, reference_par
     mask_BKGL = jnp.arange(samples.thought_BKGL.shape[-1]) < samples.length_BKG[..., None]
     weight_BKG = jnp.broadcast_to(samples.valid_BK[..., None], samples.length_BKG.shape) / (total * rlp.group_size)
     ratio_BKGL = objective.importance_ratio(logprob_BKGL, scores.old_logprob_BKGL, mask_BKGL)
+    weight_BKGL = None
+    if rlp.importance_cap > 0:
+        weight_BKGL = objective.truncated_importance_weight(
+            scores.old_logprob_BKGL, samples.logprob_BKGL, mask_BKGL, rlp.importance_cap
+        )
     surrogate_BKG = objective.clipped_surrogate(
-        ratio_BKGL, scores.advantage_BKG, mask_BKGL, rlp.clip_low, rlp.clip_high
+        ratio_BKGL, scores.advantage_BKG, mask_BKGL, rlp.clip_low, rlp.clip_high, weight_BKGL
     )
     loss = jnp.sum(weight_BKG * surrogate_BKG)
     kl = jnp.zeros(())

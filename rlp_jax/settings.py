@@ -235,6 +235,7 @@ def validate(config: Config) -> None:
         "rlp.horizon": rlp.horizon,
         "rlp.thought_tokens": rlp.thought_tokens,
         "rlp.updates_per_batch": rlp.updates_per_batch,
+        "rlp.minibatches": rlp.minibatches,
         "rlp.microbatches": rlp.microbatches,
         "data.document_tokens": data.document_tokens,
         "data.min_tokens": data.min_tokens,
@@ -252,6 +253,9 @@ def validate(config: Config) -> None:
     not_negative = {
         "seed": config.seed,
         "eval.every": evaluation.every,
+        "rlp.top_k": rlp.top_k,
+        "rlp.slots": rlp.slots,
+        "rlp.importance_cap": rlp.importance_cap,
         "rlp.clip_high": rlp.clip_high,
         "rlp.kl_coefficient": rlp.kl_coefficient,
         "optimizer.weight_decay": optimizer.weight_decay,
@@ -271,6 +275,7 @@ def validate(config: Config) -> None:
     below_one = {
         "rlp.clip_low": rlp.clip_low,
         "rlp.ema_decay": rlp.ema_decay,
+        "rlp.min_p": rlp.min_p,
         "optimizer.beta1": optimizer.beta1,
         "optimizer.beta2": optimizer.beta2,
         "data.heldout_fraction": data.heldout_fraction,
@@ -278,12 +283,14 @@ def validate(config: Config) -> None:
     for name, value in below_one.items():
         if not 0 <= value < 1 and not (name in ("rlp.clip_low", "rlp.ema_decay") and value == 1):
             raise ConfigError(f"{name} is {value}: it must be at least 0 and below 1")
+    if not 0 < rlp.top_p <= 1:
+        raise ConfigError(f"rlp.top_p is {rlp.top_p}: it must be above 0 and at most 1")
     if data.heldout_fraction == 0:
         raise ConfigError("data.heldout_fraction is 0: the run's evaluation needs held-out documents")
     if optimizer.final_learning_rate is not None and not optimizer.final_learning_rate >= 0:
         raise ConfigError(f"optimizer.final_learning_rate is {optimizer.final_learning_rate}: it must not be negative")
-    if config.optimizer.warmup_steps >= config.steps * rlp.updates_per_batch:
-        updates = config.steps * rlp.updates_per_batch
+    updates = config.steps * rlp.updates
+    if optimizer.warmup_steps >= updates:
         raise ConfigError(
             f"optimizer.warmup_steps is {optimizer.warmup_steps}, the run has {updates} updates: make it smaller"
         )
@@ -292,9 +299,10 @@ def validate(config: Config) -> None:
             f"rlp.horizon is {rlp.horizon}, data.document_tokens {data.document_tokens}: a document cannot hold a "
             "prefix and the horizon"
         )
-    if config.batch_documents % rlp.microbatches:
+    if config.batch_documents % (rlp.microbatches * rlp.minibatches):
         raise ConfigError(
             f"batch_documents is {config.batch_documents}, not a multiple of rlp.microbatches {rlp.microbatches}"
+            + (f" times rlp.minibatches {rlp.minibatches}" if rlp.minibatches > 1 else "")
         )
     if evaluation.batch_documents < 2 or evaluation.documents < 2:
         name = "eval.batch_documents" if evaluation.batch_documents < 2 else "eval.documents"
@@ -313,12 +321,12 @@ def check_devices(config: Config, mesh_shape: tuple[int, int, int]) -> None:
       mesh_shape: devices along data, fsdp, tensor.
 
     Raises:
-      ConfigError: a microbatch does not divide over data x fsdp.
+      ConfigError: a microbatch (batch_documents / minibatches / microbatches) does not divide over data x fsdp.
     """
     ways = mesh_shape[0] * mesh_shape[1]
-    part = config.batch_documents // config.rlp.microbatches
+    part = config.batch_documents // (config.rlp.microbatches * config.rlp.minibatches)
     if part % ways:
         raise ConfigError(
-            f"batch_documents / rlp.microbatches is {part}, not a multiple of the {ways} devices along the mesh's "
+            f"a microbatch has {part} documents, not a multiple of the {ways} devices along the mesh's "
             "data and fsdp axes"
         )

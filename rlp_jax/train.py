@@ -179,7 +179,7 @@ def only_process(run_dir: Path):
 def loop(config: Config, run_dir: Path, parts: Parts, checkpoints: Checkpoints, stop: StopSignals, console: Console):
     """From the latest checkpoint (or the start) to the last step. Returns {"before": ..., "after": ...}."""
     model, tokens, mesh = parts.model, parts.tokens, parts.mesh
-    updates = config.steps * config.rlp.updates_per_batch
+    updates = config.steps * config.rlp.updates
     optimizer, schedule = make_optimizer(config.optimizer, updates), make_schedule(config.optimizer, updates)
     reference = parts.params if config.rlp.kl_coefficient > 0 else None
     step = rlp.make_step(model, optimizer, tokens, config, reference)
@@ -220,7 +220,7 @@ def loop(config: Config, run_dir: Path, parts: Parts, checkpoints: Checkpoints, 
 
             n += 1
             row = {"step": n} | {name: float(value) for name, value in jax.device_get(metrics).items()}
-            row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.rlp.updates_per_batch))
+            row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.rlp.updates))
             row |= clock.row() | throughput(config, batch, samples, clock)
             row |= watch(progress, row, len(tokens.close), log)
             log.step(row)

@@ -133,6 +133,21 @@ def test_a_thought_without_tokens_costs_nothing():
     np.testing.assert_array_equal(loss_G, [0.0])
 
 
+def test_truncated_importance_weight_by_hand():
+    weight_L = objective.truncated_importance_weight(
+        jnp.log(jnp.array([0.5, 0.9, 0.2, 0.3])),
+        jnp.log(jnp.array([0.25, 0.3, 0.4, 0.1])),
+        jnp.array([1, 1, 1, 0]),
+        2.5,
+    )
+    np.testing.assert_allclose(weight_L, [2.0, 2.5, 0.5, 1.0], rtol=1e-6)
+    mask_L, ratio_L = jnp.array([1, 1, 1, 0]), jnp.ones(4)
+    loss = objective.clipped_surrogate(ratio_L, jnp.array(3.0), mask_L, weight_GL=weight_L)
+    np.testing.assert_allclose(loss, -3.0 * (2.0 + 2.5 + 0.5) / 3, rtol=1e-6)
+    slope = jax.grad(lambda x: objective.truncated_importance_weight(x, x[::-1], mask_L, 2.0).sum())(jnp.ones(4))
+    assert not slope.any()
+
+
 def test_length_normalisation_counts_thought_tokens_only():
     # (2 + 4) / 2, whatever the padding holds
     value_GL = jnp.array([[2.0, 4.0, jnp.nan, jnp.inf]])

@@ -10,130 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import PLAIN, RICH, Branch, apply, relative_error, rough_params, tiny, unshared_gradient, unshared_scores
+from reference import PLAIN, Branch, apply, relative_error, rough_params, unshared_gradient, unshared_scores
+from slow_step import (
+    ADAM,
+    CONFIG,
+    TEMPLATE,
+    batch_of,
+    branch_list,
+    configure,
+    prepared,
+    recorder,
+    slow_loss,
+    slow_rewards,
+    small,
+    steps,
+)
 
-from rlp_jax import objective, rlp
-from rlp_jax.config import Config, RLPConfig
+from rlp_jax import rlp
 from rlp_jax.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-TEMPLATE = RICH._replace(close=(2,))
-SETTINGS = RLPConfig(
-    group_size=3, positions=2, horizon=2, thought_tokens=5, temperature=0.7, ema_decay=0.9, clip_low=0.1, clip_high=0.2
-)
-CONFIG = Config(rlp=SETTINGS)
-ADAM = optax.adam(1e-2)
-
-
-def small(family="llama", **changes):
-    """One layer: depth is proven in models/, and compiles are most of these tests' time. The small vocabulary of the
-    llama makes closing tags common."""
-    return tiny(family, **{"n_layers": 1, **({"vocab_size": 16} if family == "llama" else {}), **changes})
-
-
-def configure(**changes):
-    return Config(rlp=RLPConfig(**{**SETTINGS.__dict__, **changes}))
-
-
-def batch_of(vocab_size, length_B=(9, 7, 2, 9), T=9, seed=0):
-    """Documents; the third has room for two targets once, after a BOS token, and not at all without."""
-    rng = np.random.default_rng(seed)
-    length_B = np.asarray(length_B, np.int32)
-    tokens_BT = rng.integers(8, vocab_size, (len(length_B), T)).astype(np.int32)
-    inside_BT = np.arange(T) < length_B[:, None]
-    return {
-        "tokens_BT": np.where(inside_BT, tokens_BT, 0),
-        "length_B": length_B,
-        "span_BT": inside_BT & (np.arange(T) >= 4),
-        "document_B": np.arange(len(length_B)) + 50,
-    }
-
-
-def recorder(learning_rate=0.0):
-    """Plain gradient descent that keeps the last gradient in its state, where a test can see it."""
-
-    def update(grads, state, params=None):
-        del state, params
-        return jax.tree.map(lambda g: -learning_rate * g, grads), grads
-
-    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
-
-
-@functools.cache
-def steps(model, template, config, optimizer=None, learning_rate=0.0):
-    """Compiled halves of a step; the learner without donation, so that a test can use a state twice."""
-    optimizer = recorder(learning_rate) if optimizer is None else optimizer
-    sample = jax.jit(functools.partial(rlp.sample, model, template, config))
-    return optimizer, sample, jax.jit(functools.partial(rlp.learn, model, optimizer, template, config))
-
-
-def prepared(family="llama", template=TEMPLATE, config=CONFIG, remat=False, **batch):
-    """Model, state whose baseline is not its policy, a batch and what was sampled for it."""
-    model = small(family, remat=remat)
-    optimizer, sample, _ = steps(model, template, config)
-    data = batch_of(model.config.vocab_size, **batch)
-    state = init_state(rough_params(model), optimizer)._replace(ema_params=rough_params(model, 1))
-    return model, state, data, sample(state.params, state.ema_params, data, jax.random.key(3))
-
-
-# ---------------------------------------------------------------------------------------------- the reference
-
-
-def branch_list(template, batch, samples, horizon):
-    """Every valid (b, k, g) with its branch."""
-    out = []
-    for b, k, g in np.ndindex(samples.length_BKG.shape):
-        if samples.valid_BK[b, k]:
-            position, length = int(samples.position_BK[b, k]), int(samples.length_BKG[b, k, g])
-            document = batch["tokens_BT"][b].tolist()
-            thought = np.asarray(samples.thought_BKGL)[b, k, g, :length].tolist()
-            targets = document[position : position + horizon]
-            stopped = bool(samples.stopped_BKG[b, k, g])
-            out.append(((b, k, g), Branch(template, document, position, thought, stopped, targets)))
-    return out
-
-
-def slow_rewards(model, params, template, batch, samples, config):
-    """{(b, k, g): reward} with S_pred of the branch and S_ema as sampled."""
-    found = branch_list(template, batch, samples, config.rlp.horizon)
-    scored = unshared_scores(model, params, [branch for _, branch in found], 1.0)
-    s_ema_BK = np.asarray(samples.s_ema_BKH).mean(-1)
-    s_pred = [float(target_H.mean()) for _, target_H in scored]
-    return {at: s - float(s_ema_BK[at[:2]]) for (at, _), s in zip(found, s_pred, strict=True)}
-
-
-def slow_loss(model, params, old_params, reference_params, template, batch, samples, rewards, config):
-    """Equation (8) as float64 loops over thoughts and tokens: (loss, share of clipped tokens, gradient). The slope of
-    the loss in each token's log-probability is written out by hand; the unshared model carries it to the parameters."""
-    settings = config.rlp
-    found = branch_list(template, batch, samples, settings.horizon)
-    branches = [branch for _, branch in found]
-    new, old, reference = (
-        [np.asarray(logprob, np.float64) for logprob, _ in unshared_scores(model, p, branches, settings.temperature)]
-        for p in (params, old_params, reference_params)
-    )
-    loss, clipped, tokens, slopes = 0.0, 0, 0, []
-    for i, (at, _) in enumerate(found):
-        others = [reward for other, reward in rewards.items() if other[:2] == at[:2] and other != at]
-        assert len(others) == settings.group_size - 1
-        advantage = rewards[at] - sum(others) / len(others)
-        slopes.append([])
-        for u in range(len(new[i])):
-            rho = np.exp(new[i][u] - old[i][u])
-            bounded = min(max(rho, 1 - settings.clip_low), 1 + settings.clip_high)
-            term, slope = rho * advantage, rho * advantage  # d rho / d log pi = rho
-            if bounded * advantage < term:
-                term, slope, clipped = bounded * advantage, 0.0, clipped + 1
-            d = reference[i][u] - new[i][u]
-            term -= settings.kl_coefficient * (np.exp(d) - d - 1)
-            slope -= settings.kl_coefficient * (1 - np.exp(d))
-            loss -= term / len(new[i]) / len(found)
-            slopes[-1].append(-slope / len(new[i]) / len(found))
-            tokens += 1
-    return loss, clipped / tokens, unshared_gradient(model, params, branches, settings.temperature, slopes)
-
-
 # ---------------------------------------------------------------------------------------------- sampling
 
 
@@ -318,36 +214,13 @@ def test_a_sampled_closing_tag_learns_and_an_appended_one_does_not():
     assert relative_error(difference, closing) < 1e-4
 
 
-def test_the_second_update_is_measured_from_the_first():
-    config = configure(updates_per_batch=2)
-    model, state, batch, samples = prepared()
-    learning_rate = 0.3
-    new, metrics, scores = steps(model, TEMPLATE, config, learning_rate=learning_rate)[2](state, batch, samples)
-    old = state.params
-    rewards = slow_rewards(model, old, TEMPLATE, batch, samples, config)
-    rest = (TEMPLATE, batch, samples, rewards, config)
-    _, _, first = slow_loss(model, old, old, old, *rest)
-    moved = jax.tree.map(lambda p, g: p - learning_rate * g, old, first)
-    loss, clipped, second = slow_loss(model, moved, old, old, *rest)
-    np.testing.assert_allclose(scores.reward_BKG[0, 0], [rewards[0, 0, g] for g in range(3)], rtol=1e-4, atol=1e-4)
-    assert clipped > 0 and abs(loss) > 1e-3  # ratios have left 1, some beyond the clip
-    np.testing.assert_allclose(metrics["clip_fraction"], clipped, rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-3)
-    assert relative_error(new.opt_state, second) < 1e-3  # the first step's rounding, through exp
-    ema = state.ema_params  # moves after each update
-    for params in (moved, new.params):
-        ema = objective.ema_update(ema, params, 0.9)
-    chex.assert_trees_all_close(new.ema_params, ema, rtol=1e-4, atol=1e-5)
-    assert new.step == state.step + 1
-
-
 def test_kl_to_the_reference():
     config = configure(kl_coefficient=0.3)
     model, state, batch, samples = prepared()
     without, _, _ = steps(model, TEMPLATE, CONFIG)[2](state, batch, samples)
     learn = steps(model, TEMPLATE, config)[2]
     at_start, metrics, _ = learn(state, batch, samples, state.params)
-    assert metrics["kl"] == 0.0  # neither value nor gradient where policy and reference agree
+    assert 0 <= metrics["kl"] < 1e-12  # neither value nor gradient where policy and reference agree
     assert relative_error(at_start.opt_state, without.opt_state) < 1e-5
     reference = rough_params(model, 2)
     new, metrics, _ = learn(state, batch, samples, reference)

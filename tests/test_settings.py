@@ -46,7 +46,7 @@ def test_every_field_counts_in_the_fingerprint_but_the_steps_of_a_constant_rate(
 def test_batches_must_divide_over_data_and_fsdp():
     config = dataclasses.replace(GOOD, batch_documents=24, rlp=RLPConfig(microbatches=2))
     check_devices(config, (2, 3, 5))
-    with pytest.raises(ConfigError, match="is 12, not a multiple of the 8 devices"):
+    with pytest.raises(ConfigError, match="has 12 documents, not a multiple of the 8 devices"):
         check_devices(config, (4, 2, 1))
 
 

@@ -22,7 +22,9 @@ from rlp_jax.data.positions import candidates, choose_positions
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout import scoring
-from rlp_jax.rollout.sampling import sample_thoughts, thought_keys
+from rlp_jax.rollout.engine import sample_thoughts
+from rlp_jax.rollout.filters import Filter
+from rlp_jax.rollout.sampling import thought_keys
 
 
 def evaluate(
@@ -112,9 +114,10 @@ def _evaluate_batch(model, template, rlp: RLPConfig, settings: EvalConfig, param
     prefix_BK = position_BK + len(template.context)
     _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_BK)
     key_BKG = thought_keys(thought_key, document_B, position_BK, G)
+    keep = Filter(rlp.top_k, rlp.top_p, rlp.min_p)
     sampled = sample_thoughts(
-        model, params, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close,
-        key_BKG.reshape(B, K * G), rlp.thought_tokens, rlp.temperature,
+        model, params, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close, key_BKG.reshape(B, K * G),
+        rlp.thought_tokens, rlp.temperature, group_size=G, slots=rlp.slots or None, keep=keep,
     )  # fmt: skip
     own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)
     other_B = _another_document(document_B)

@@ -11,7 +11,8 @@ from rlp_jax.config import ConfigError
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout import scoring
-from rlp_jax.rollout.sampling import sample_thoughts, thought_keys
+from rlp_jax.rollout.engine import sample_thoughts
+from rlp_jax.rollout.sampling import thought_keys
 
 
 class Thinking(NamedTuple):
@@ -72,7 +73,16 @@ def think(
         _, cache = model.hidden(params, scoring.with_context(tokens_1T, template.context), stops_BK=prefix_1G[:, :1])
         keys_1G = thought_keys(key, jnp.zeros(1, jnp.int32), position_11, group_size)[:, 0]
         rollout = sample_thoughts(
-            model, params, cache, prefix_1G, template.open, template.close, keys_1G, max_tokens, temperature
+            model,
+            params,
+            cache,
+            prefix_1G,
+            template.open,
+            template.close,
+            keys_1G,
+            max_tokens,
+            temperature,
+            group_size=group_size,
         )
         return cache, scoring.Thoughts(rollout.thought_BRL, rollout.length_BR, rollout.stopped_BR)
 

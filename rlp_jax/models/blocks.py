@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlp_jax.models.attention import Segment, attend
-from rlp_jax.models.cache import Cache
+from rlp_jax.models.cache import Cache, capacity, token_numbers, write
 from rlp_jax.models.layers import Dense, RMSNorm, RopeScaling, rotary_angles, rotate
 from rlp_jax.models.mamba2 import HybridConfig
 
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BRSD, past, view):
-        """Returns the output and the new keys and values [B, M, R, S, E].
+        """Returns the output and the new keys and values [B, M, R, S, E], or the rings that hold them.
 
         `past` is what came before, this layer's (prefix_k, prefix_v, branch_k, branch_v), None where there is none.
         """
@@ -77,31 +77,46 @@ class Attention(nn.Module):
             q_BRSNE, k_BRSME = rotate(q_BRSNE, cos, sin), rotate(k_BRSME, cos, sin)
         k_BMRSE, v_BMRSE = (x.transpose(0, 3, 1, 2, 4) for x in (k_BRSME, v_BRSME))
         scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
-        out_BRSNE = attend(q_BRSNE, [*seen(past, view), Segment(k_BMRSE, v_BMRSE, view.new_mask)], scale)
-        return Dense((cfg.d_model,), n_in=2, name="o")(out_BRSNE), (k_BMRSE, v_BMRSE)
+        if view.column is None:
+            segments, kept = [*seen(past, view), Segment(k_BMRSE, v_BMRSE, view.new_mask)], (k_BMRSE, v_BMRSE)
+        else:
+            kept = write(past[2], k_BMRSE, view.column), write(past[3], v_BMRSE, view.column)
+            segments = seen((*past[:2], *kept), view)
+        return Dense((cfg.d_model,), n_in=2, name="o")(attend(q_BRSNE, segments, scale)), kept
 
 
 class View(NamedTuple):
-    """What a layer's queries may see and where they stand: rotary cosines and sines, and a mask for each segment."""
+    """What a layer's queries may see and where they stand: rotary cosines and sines, and a mask for each segment.
+
+    With a `column` the layer writes its new keys and values into the branches' ring there before it looks, and sees
+    them there: an unrolled decoding step then has one segment fewer, and the ring stays in its place. In a scan over
+    layers rings would be copied, so there the new ones are handed out and written for all layers at once.
+    """
 
     rotary: tuple[jax.Array, jax.Array] | None  # [B, R, S, 1, E/2]
     prefix_mask: jax.Array | None  # broadcast to [B, R, S, T]
-    branch_mask: jax.Array | None  # [.., C]
+    branch_mask: jax.Array | None  # [B, R, S, C]
     new_mask: jax.Array  # [.., S]
+    column: jax.Array | None = None
 
 
 def global_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array) -> View:
     """The view of layers that see everything before."""
-    S, prefix_mask, branch_mask = position_BRS.shape[-1], None, None
+    S, prefix_mask, branch_mask, column = position_BRS.shape[-1], None, None, None
     if cache is not None and (keys := jax.tree.leaves(cache.prefix_k)):  # a hybrid may have none
         T = keys[0].shape[-2]
         prefix_mask = (jnp.arange(T) < cache.prefix_length_BR[..., None])[:, :, None]
         if cache.branch_k is not None:
-            branch_mask = jnp.arange(jax.tree.leaves(cache.branch_k)[0].shape[-2]) < cache.written
+            number_C = token_numbers(capacity(cache), cache.written)
+            if not cfg.scan_layers:
+                column = cache.written % capacity(cache)
+                number_C = token_numbers(capacity(cache), cache.written + S)
+            own_BR1C = number_C >= cache.start_BR[..., None, None]
+            branch_mask = own_BR1C & (number_C <= cache.written + jnp.arange(S)[:, None])
     rotary = None
     if cfg.rope_theta is not None:
         rotary = head_angles(position_BRS, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-    return View(rotary, prefix_mask, branch_mask, jnp.tril(jnp.ones((S, S), bool)))
+    return View(rotary, prefix_mask, branch_mask, jnp.tril(jnp.ones((S, S), bool)), column)
 
 
 def head_angles(position_BRS: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None):

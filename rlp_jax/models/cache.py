@@ -23,7 +23,9 @@ class Cache(NamedTuple):
       prefix_k, prefix_v: [Y, B, M, T, E], the document.
       prefix_length_BR: int32, how many of the document's tokens branch r sees; None before `fork`.
       branch_k, branch_v: [Y, B, M, R, C, E], room for C tokens a branch; None for a fork without room (capacity 0).
-      written: int32 scalar, tokens that every branch has had so far.
+        A ring: token number w of the loop lies in column w mod C, the same for all branches.
+      written: int32 scalar, the number of the next token.
+      start_BR: int32, the number of branch r's own first token: what came before it in the ring was another's.
       stop_BK: int32, hybrids only: the prefix lengths that branches may start from.
       states: Mamba states: after a prefill, and in a fork without room, [Y, B, K, ...] at the stops; in a fork with
         room each branch's own [Y, B, R, ...].
@@ -36,6 +38,7 @@ class Cache(NamedTuple):
     branch_k: jax.Array | None = None
     branch_v: jax.Array | None = None
     written: jax.Array | None = None
+    start_BR: jax.Array | None = None
     stop_BK: jax.Array | None = None
     states: Any = None
     index_BR: jax.Array | None = None
@@ -64,7 +67,7 @@ def fork(cache: Cache, prefix_length_BR: jax.Array, capacity: int = 0) -> Cache:
         room = jax.tree.map(lambda k: jnp.zeros((*k.shape[:-2], *shape, k.shape[-1]), k.dtype), cache.prefix_k)
     return cache._replace(
         prefix_length_BR=prefix_length_BR, branch_k=room, branch_v=room, written=jnp.zeros((), jnp.int32),
-        states=states, index_BR=index_BR,
+        start_BR=jnp.zeros(prefix_length_BR.shape, jnp.int32), states=states, index_BR=index_BR,
     )  # fmt: skip
 
 
@@ -95,24 +98,36 @@ def gather_states(states: Any, index_BR: jax.Array) -> Any:
     return jax.tree.map(of_layer, states, is_leaf=lambda x: isinstance(x, MambaState))
 
 
-def append(cache: Cache, size: int, k_YBMRSE: jax.Array, v_YBMRSE: jax.Array, states: Any = None) -> Cache:
-    """Writes S = `size` new tokens of every branch. Past the capacity the write would wrap: the caller sizes the fork.
+def append(cache: Cache, size: int, k: Any, v: Any, states: Any, in_place: bool) -> Cache:
+    """The cache after S = `size` new tokens of every branch, which must not run over the ring's end.
 
-    `states` are the branches' new Mamba states, a hybrid's only. A fork without room stays as it is.
+    `k`, `v` are the new keys and values [Y, B, M, R, S, E], or the rings with them where the layers wrote `in_place`;
+    `states` the branches' new Mamba states, a hybrid's only. A fork without room stays as it is.
     """
     if cache.branch_k is None:
         return cache
+    if not in_place:
+        at = cache.written % capacity(cache)
+        k = jax.tree.map(lambda ring, new: write(ring, new, at), cache.branch_k, k)
+        v = jax.tree.map(lambda ring, new: write(ring, new, at), cache.branch_v, v)
+    return cache._replace(branch_k=k, branch_v=v, written=cache.written + size, states=states)
 
-    def write(room_CE, new_SE):
-        start = (0,) * (room_CE.ndim - 2) + (cache.written, 0)
-        return jax.lax.dynamic_update_slice(room_CE, new_SE, start)
 
-    return cache._replace(
-        branch_k=jax.tree.map(write, cache.branch_k, k_YBMRSE),
-        branch_v=jax.tree.map(write, cache.branch_v, v_YBMRSE),
-        written=cache.written + size,
-        states=states,
-    )
+def write(ring_CE: jax.Array, new_SE: jax.Array, at: jax.Array) -> jax.Array:
+    """A ring [..., C, E] with columns `at` and following replaced by new ones [..., S, E]."""
+    return jax.lax.dynamic_update_slice(ring_CE, new_SE, (0,) * (ring_CE.ndim - 2) + (at, 0))
+
+
+def capacity(cache: Cache) -> int:
+    """C; 1 where no layer attends, so that numbers can still be taken modulo it."""
+    rings = jax.tree.leaves(cache.branch_k)
+    return rings[0].shape[-2] if rings else 1
+
+
+def token_numbers(columns: int, written: jax.Array) -> jax.Array:
+    """The number of the token in each of C columns of a ring that has had `written` tokens; negative where none is."""
+    last = written - 1
+    return last - (last - jnp.arange(columns)) % columns
 
 
 def unstack_cache(cache: Cache) -> Cache:

@@ -28,12 +28,13 @@ def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, e
         t_T = jnp.arange(everything.prefix_mask.shape[-1])
         prefix_mask = everything.prefix_mask & (position_BRS[..., None] - t_T < cfg.window)
     if everything.branch_mask is not None:
-        c_C = jnp.arange(everything.branch_mask.shape[-1])
-        branch_mask = everything.branch_mask & (cache.written + s_S[:, None] - c_C < cfg.window)
+        written = cache.written if everything.column is None else cache.written + s_S.size
+        number_C = cache_lib.token_numbers(everything.branch_mask.shape[-1], written)
+        branch_mask = everything.branch_mask & (cache.written + s_S[:, None] - number_C < cfg.window)
     rotary = everything.rotary
     if cfg.local_rope_theta is not None:
         rotary = head_angles(position_BRS, cfg.head_dim, cfg.local_rope_theta)
-    return View(rotary, prefix_mask, branch_mask, new_mask)
+    return View(rotary, prefix_mask, branch_mask, new_mask, everything.column)
 
 
 def choose_view(local: jax.Array | bool | None, everything: View, window: View | None) -> View:
@@ -90,13 +91,13 @@ class Transformer(nn.Module):
             self.head = Dense((cfg.vocab_size,))
 
     def __call__(self, tokens_BRS: jax.Array, cache: Cache | None):
-        """Hidden states [B, R, S, D] and the new keys and values [Y, B, M, R, S, E]."""
+        """Hidden states [B, R, S, D] and the new keys and values [Y, B, M, R, S, E] (unrolled: the rings with them)."""
         cfg = self.config
         position_BRS = jnp.arange(tokens_BRS.shape[2])[None, None]
         past = (None, None, None, None)
         if cache is not None:
             past = (cache.prefix_k, cache.prefix_v, cache.branch_k, cache.branch_v)
-            position_BRS = position_BRS + cache.prefix_length_BR[..., None] + cache.written
+            position_BRS = position_BRS + (cache.prefix_length_BR + cache.written - cache.start_BR)[..., None]
         x_BRSD = self.embed(tokens_BRS)
         if cfg.scale_embeddings:
             x_BRSD = x_BRSD * jnp.asarray(cfg.d_model**0.5, cfg.dtype)
@@ -139,6 +140,10 @@ class LanguageModel:
         as much as the arithmetic; unrolled, they are made once. Compile time then grows with depth.
         """
         return LanguageModel(dataclasses.replace(self.config, scan_layers=False))
+
+    def in_dtype(self, dtype: str) -> "LanguageModel":
+        """The same function computing in another dtype; `cast_kernels` gives it weights that are stored so."""
+        return LanguageModel(dataclasses.replace(self.config, compute_dtype=dtype))
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters, the tree of ARCHITECTURE.md."""
@@ -195,12 +200,21 @@ class LanguageModel:
             k, v = jax.tree.map(lambda x: x.squeeze(-3), (k, v))
             cache = Cache(k, v) if states is None else Cache(k, v, stop_BK=stops_BK, states=states)
         else:
-            cache = cache_lib.append(cache, tokens_BRS.shape[-1], k, v, states)
+            cache = cache_lib.append(cache, tokens_BRS.shape[-1], k, v, states, in_place=not self.config.scan_layers)
         return (hidden[:, 0] if tokens.ndim == 2 else hidden), cache
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of final hidden states [..., D]."""
         return self.module.apply({"params": params}, hidden, method="unembed")
+
+
+def cast_kernels(params: Params, dtype: str) -> Params:
+    """Kernels and embedding in another dtype, everything that float32 arithmetic reads (norms, decays) as it is."""
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "embedding") else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def unstack_layers(params: Params) -> Params:

@@ -6,6 +6,7 @@ tokens after it; gradients flow through the shared prefix. The baseline reads th
 position.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.cache import Cache, fork
 from rlp_jax.models.transformer import LanguageModel, Params
+from rlp_jax.models.vocabulary import token_logprobs
+from rlp_jax.rollout.filters import KEEP_ALL, Filter
 
 
 class Thoughts(NamedTuple):
@@ -93,28 +96,25 @@ def score_branches(
     target_BRH: jax.Array,
     template: TemplateTokens,
     temperature: float,
+    keep: Filter = KEEP_ALL,
 ) -> BranchScores:
-    """Equation (3) and log pi of the thoughts, in one differentiable pass over branches that share their prefix."""
+    """Equation (3) and log pi of the thoughts, in one differentiable pass over branches that share their prefix.
+
+    `keep` is the sampler's filter: log pi is that of the distribution the thoughts were drawn from. Logits are held for
+    a part of the tokens at a time (`models/vocabulary.py`).
+    """
     tokens_BRS, index_BRH = lay_out(thoughts, target_BRH, template)
     hidden_BRSD, _ = model.hidden(params, tokens_BRS, fork(cache, prefix_length_BR))
     L, first = thoughts.thought_BRL.shape[-1], len(template.open) - 1
 
-    def of_thought(hidden, token):
-        logits_V = model.unembed(params, hidden) / temperature
-        logprob_V = jax.nn.log_softmax(logits_V)
-        entropy = -jnp.sum(jnp.exp(logprob_V) * logprob_V, -1)
-        return _pick(logprob_V, token), jax.lax.stop_gradient(entropy)
-
-    def of_target(hidden, token):
-        logits_V = model.unembed(params, hidden)
-        return _pick(jax.nn.log_softmax(logits_V), token), logits_V.argmax(-1) == token
-
-    if model.config.remat:  # logits are the largest tensors: recompute them too
-        of_thought, of_target = jax.checkpoint(of_thought), jax.checkpoint(of_target)
-    logprob_BRL, entropy_BRL = of_thought(hidden_BRSD[:, :, first : first + L], thoughts.thought_BRL)
+    unembed = functools.partial(model.unembed, params)
+    of_thought = token_logprobs(
+        unembed, hidden_BRSD[:, :, first : first + L], thoughts.thought_BRL, temperature,
+        None if keep.everything else keep,
+    )  # fmt: skip
     hidden_BRHD = jnp.take_along_axis(hidden_BRSD, index_BRH[..., None], 2)
-    target_logprob_BRH, correct_BRH = of_target(hidden_BRHD, target_BRH)
-    return BranchScores(logprob_BRL, entropy_BRL, target_logprob_BRH, correct_BRH)
+    of_target = token_logprobs(unembed, hidden_BRHD, target_BRH)
+    return BranchScores(of_thought.logprob, of_thought.entropy, of_target.logprob, of_target.correct)
 
 
 class Baseline(NamedTuple):
@@ -141,20 +141,12 @@ def baseline_logprob(
     index_BKH = position_BK[..., None] + jnp.arange(target_BKH.shape[-1])
     index_BKH = jnp.minimum(index_BKH, baseline.hidden_BTD.shape[1] - 1)
     hidden_BKHD = jnp.take_along_axis(baseline.hidden_BTD[:, None], index_BKH[..., None], 2)
-    logits_BKHV = model.unembed(params, hidden_BKHD)
-    logprob_BKH = _pick(jax.nn.log_softmax(logits_BKHV), target_BKH)
-    return logprob_BKH, logits_BKHV.argmax(-1) == target_BKH
+    scores = token_logprobs(functools.partial(model.unembed, params), hidden_BKHD, target_BKH)
+    return scores.logprob, scores.correct
 
 
 def baseline_entropy(model: LanguageModel, params: Params, baseline: Baseline) -> jax.Array:
-    """Entropy in nats of the baseline's next-token distribution at every position, [B, T], one document at a time."""
+    """Entropy in nats of the baseline's next-token distribution at every position, [B, T]."""
 
-    def one_document(hidden_TD):
-        logprob_TV = jax.nn.log_softmax(model.unembed(params, hidden_TD))
-        return -jnp.sum(jnp.exp(logprob_TV) * logprob_TV, -1)
-
-    return jax.lax.map(one_document, baseline.hidden_BTD)
-
-
-def _pick(value_V: jax.Array, index: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(value_V, index[..., None], -1)[..., 0]
+    token_BT = jnp.zeros(baseline.hidden_BTD.shape[:2], jnp.int32)  # any: the entropy is the distribution's
+    return token_logprobs(functools.partial(model.unembed, params), baseline.hidden_BTD, token_BT).entropy

@@ -1,0 +1,269 @@
+"""The rollout engine: one jitted program that samples all thoughts of a batch of documents.
+
+A document is read once (the caller's prefill) and the opening tag once a position; every thought continues from both.
+Thoughts are decoded in slots. A document with more thoughts than slots has a queue: when a slot's thought ends, the
+next one takes the slot, inside the loop (continuous batching), so time follows the number of tokens rather than the
+longest thought of each round. A thought's randomness comes from its own key, so it does not depend on slot or batch.
+
+All slots write their keys and values into the same column of a ring, which needs no scatter: a slot knows the number of
+its thought's first token, and sees what came after it. The ring starts small and grows when a thought outlives it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlp_jax.models.cache import Cache, capacity, fork, gather_states, unstack_cache, write
+from rlp_jax.models.mamba2 import MambaState
+from rlp_jax.models.transformer import LanguageModel, Params, unstack_layers
+from rlp_jax.rollout.filters import KEEP_ALL, Filter
+from rlp_jax.rollout.sampling import Rollout, inverse_cdf
+
+SMALLEST_RING = 64  # thought tokens that the first ring has room for
+GROWTH = 4  # each ring to the next; every size is compiled
+
+
+class Slots(NamedTuple):
+    """What each of Q slots a document is doing. An idle slot's request is R, one past the last."""
+
+    request_BQ: jax.Array  # the thought it decodes
+    taken_BQ: jax.Array  # tokens sampled of it
+    live_BQ: jax.Array
+    hidden_BQD: jax.Array  # predicts its next token
+    recent_BQC: jax.Array  # its last tokens, to see the closing tag
+
+
+class Carry(NamedTuple):
+    cache: Cache
+    slots: Slots
+    next_B: jax.Array  # the first request that no slot has taken yet
+    out: Rollout
+
+
+def sample_thoughts(
+    model: LanguageModel,
+    params: Params,
+    cache: Cache,
+    prefix_length_BR: jax.Array,
+    open_tokens: tuple[int, ...],
+    close_tokens: tuple[int, ...],
+    key_BR: jax.Array,
+    max_tokens: int,
+    temperature: float,
+    *,
+    group_size: int = 1,
+    slots: int | None = None,
+    keep: Filter = KEEP_ALL,
+    limit_BR: jax.Array | None = None,
+    unroll: bool | None = None,
+) -> Rollout:
+    """Samples R thoughts a document: step 1 of the algorithm, c ~ pi(. | x_<t) (RLP, arXiv 2510.01265, section 3).
+
+    Args:
+      cache: the documents' prefix, from a prefill with `params`.
+      prefix_length_BR: [B, R], what each thought sees of its document.
+      open_tokens: fed before the thought, not part of it; at least one.
+      close_tokens: a thought that has sampled these tokens in a row ends.
+      key_BR: one key a thought.
+      max_tokens: L.
+      temperature: > 0; near 0 this is greedy.
+      group_size: G where each G neighbours in R start at one position: the opening tag is then read once for them.
+      slots: Q, thoughts of a document decoded at a time; None: all R.
+      keep: which tokens may be drawn.
+      limit_BR: thoughts end after this many tokens, at most L; for workloads of known lengths.
+      unroll: decode with unrolled layers (`LanguageModel.unrolled`); None: on CPU, where it pays.
+
+    Raises:
+      ValueError: no opening tag, or R is no multiple of G.
+    """
+    B, R = prefix_length_BR.shape
+    if not open_tokens or R % group_size:
+        raise ValueError(f"need an opening tag (got {len(open_tokens)} tokens) and {R} a multiple of {group_size}")
+    if jax.default_backend() == "cpu" if unroll is None else unroll:
+        model, params, cache = model.unrolled(), unstack_layers(params), unstack_cache(cache)
+    limit_BR = jnp.full((B, R), max_tokens) if limit_BR is None else jnp.minimum(limit_BR, max_tokens)
+    Q = R if slots is None else min(slots, R)
+    prefix_length_BK = prefix_length_BR[:, ::group_size]
+    opening = read_opening(model, params, cache, prefix_length_BK, open_tokens)
+    close_C = jnp.asarray(close_tokens, jnp.int32)
+    engine = Engine(model, params, opening, prefix_length_BK, group_size, key_BR, limit_BR, close_C, temperature, keep)
+    sizes = ring_sizes(max_tokens)
+    carry = engine.refill(engine.idle(Q, max_tokens, len(open_tokens) + sizes[0]))
+    for size in sizes:
+        carry = carry._replace(cache=grow(carry.cache, len(open_tokens) + size))
+
+        def going_on(carry, size=size):
+            has_room = carry.slots.taken_BQ < size
+            return carry.slots.live_BQ.any() & jnp.all(has_room | ~carry.slots.live_BQ)
+
+        if Q == R:
+            carry = jax.lax.while_loop(going_on, engine.one_token, carry)
+            continue
+
+        def until_one_ends(carry, going_on=going_on):
+            return going_on(carry) & ~(~carry.slots.live_BQ & (carry.next_B < R)[:, None]).any()
+
+        def stretch(carry, until_one_ends=until_one_ends):
+            return engine.refill(jax.lax.while_loop(until_one_ends, engine.one_token, carry))
+
+        carry = jax.lax.while_loop(going_on, stretch, carry)
+    return carry.out
+
+
+def ring_sizes(max_tokens: int) -> tuple[int, ...]:
+    """Thought tokens that the ring has room for, from the first ring to the last."""
+    sizes = [min(SMALLEST_RING, max_tokens)]
+    while sizes[-1] < max_tokens:
+        sizes.append(min(GROWTH * sizes[-1], max_tokens))
+    return tuple(sizes)
+
+
+class Opening(NamedTuple):
+    """The opening tag as the thoughts of each of K positions see it: a fork that has read it, with room for no more,
+    and the hidden state that predicts the first token of a thought."""
+
+    cache: Cache
+    hidden_BKD: jax.Array
+
+
+def read_opening(
+    model: LanguageModel, params: Params, cache: Cache, prefix_length_BK: jax.Array, open_tokens: tuple[int, ...]
+) -> Opening:
+    """Reads the opening tag after each prefix, once for all thoughts that start there."""
+    tokens_BKS = jnp.broadcast_to(jnp.asarray(open_tokens, jnp.int32), (*prefix_length_BK.shape, len(open_tokens)))
+    # The barrier keeps XLA from evaluating attention over the still empty room at compile time.
+    branches = jax.lax.optimization_barrier(fork(cache, prefix_length_BK, len(open_tokens)))
+    hidden_BKSD, branches = model.hidden(params, tokens_BKS, branches)
+    return Opening(branches, hidden_BKSD[:, :, -1])
+
+
+class Engine(NamedTuple):
+    """What stays the same during a rollout, and the two things that happen in it: a token for every slot, and new
+    thoughts for idle ones."""
+
+    model: LanguageModel
+    params: Params
+    opening: Opening
+    prefix_length_BK: jax.Array
+    group_size: int
+    key_BR: jax.Array
+    limit_BR: jax.Array
+    close_C: jax.Array
+    temperature: float
+    keep: Filter
+
+    def idle(self, Q: int, max_tokens: int, columns: int) -> Carry:
+        """Before the first refill: Q idle slots a document, a ring of empty columns, the first of them for the tag."""
+        (B, R), D = self.limit_BR.shape, self.opening.hidden_BKD.shape[-1]
+        opened = self.opening.cache
+        rows_BQ = jnp.zeros((B, Q), jnp.int32)
+
+        def ring(opened):
+            return jnp.zeros((*opened.shape[:-3], Q, columns, opened.shape[-1]), opened.dtype)
+
+        cache = opened._replace(
+            branch_k=jax.tree.map(ring, opened.branch_k), branch_v=jax.tree.map(ring, opened.branch_v),
+            prefix_length_BR=rows_BQ, start_BR=rows_BQ, states=gather_states(opened.states, rows_BQ),
+        )  # fmt: skip
+        recent_BQC = jnp.full((B, Q, self.close_C.size), -1, jnp.int32)
+        hidden_BQD = jnp.zeros((B, Q, D), self.opening.hidden_BKD.dtype)
+        slots = Slots(rows_BQ + R, rows_BQ, rows_BQ > 0, hidden_BQD, recent_BQC)
+        tokens_BRL, rows_BR = jnp.zeros((B, R, max_tokens), jnp.int32), jnp.zeros((B, R), jnp.int32)
+        out = Rollout(tokens_BRL, rows_BR, rows_BR > 0, jnp.zeros(tokens_BRL.shape, jnp.float32))
+        return Carry(cache, slots, jnp.zeros((B,), jnp.int32), out)
+
+    def refill(self, carry: Carry) -> Carry:
+        """Gives idle slots the next thoughts of their document, as long as there are any."""
+        cache, slots, R = carry.cache, carry.slots, self.limit_BR.shape[1]
+        idle_BQ = ~slots.live_BQ
+        next_BQ = carry.next_B[:, None] + jnp.cumsum(idle_BQ, -1) - 1
+        new_BQ = idle_BQ & (next_BQ < R)
+        request_BQ = jnp.where(new_BQ, next_BQ, jnp.where(idle_BQ, R, slots.request_BQ))
+        position_BQ = jnp.minimum(request_BQ, R - 1) // self.group_size
+
+        opened, columns = self.opening.cache, capacity(cache)
+
+        def put(ring_CE, opened_SE):  # the opening tag into the columns just before the next token's
+            index = position_BQ[:, None, :, None, None]
+            own_SE = jnp.take_along_axis(opened_SE, index.reshape(*(1,) * (opened_SE.ndim - 5), *index.shape), -3)
+            for s in range(opened_SE.shape[-2]):
+                at = (cache.written - opened.written + s) % columns
+                old_1E = jax.lax.dynamic_slice_in_dim(ring_CE, at, 1, -2)
+                new_1E = jnp.where(new_BQ[:, None, :, None, None], own_SE[..., s : s + 1, :], old_1E)
+                ring_CE = write(ring_CE, new_1E, at)
+            return ring_CE
+
+        def choose(new, old, own_axes=0):
+            mask = new_BQ.reshape(*new_BQ.shape, *(1,) * own_axes)
+            return jax.tree.map(lambda x, y: jnp.where(mask, x, y), new, old)
+
+        def restart(new: MambaState, old: MambaState) -> MambaState:
+            return MambaState(choose(new.ssm, old.ssm, 3), choose(new.conv, old.conv, 2))
+
+        hidden_BQD = jnp.take_along_axis(self.opening.hidden_BKD, position_BQ[..., None], 1)
+        cache = cache._replace(
+            branch_k=jax.tree.map(put, cache.branch_k, opened.branch_k),
+            branch_v=jax.tree.map(put, cache.branch_v, opened.branch_v),
+            states=jax.tree.map(
+                restart, gather_states(opened.states, position_BQ), cache.states,
+                is_leaf=lambda x: isinstance(x, MambaState),
+            ),
+            prefix_length_BR=choose(jnp.take_along_axis(self.prefix_length_BK, position_BQ, 1), cache.prefix_length_BR),
+            start_BR=choose(cache.written - opened.written, cache.start_BR),
+        )  # fmt: skip
+        slots = Slots(
+            request_BQ,
+            jnp.where(new_BQ, 0, slots.taken_BQ),
+            slots.live_BQ | new_BQ,
+            choose(hidden_BQD, slots.hidden_BQD, 1),
+            jnp.where(new_BQ[..., None], -1, slots.recent_BQC),
+        )
+        return Carry(cache, slots, carry.next_B + new_BQ.sum(-1), carry.out)
+
+    def one_token(self, carry: Carry) -> Carry:
+        """Samples a token in every live slot and reads it; thoughts that end leave their slots idle."""
+        cache, slots, next_B, out = carry
+        index_BQ = jnp.minimum(slots.request_BQ, self.limit_BR.shape[1] - 1)
+        key_BQ = jax.vmap(lambda key_R, index_Q: key_R[index_Q])(self.key_BR, index_BQ)
+        uniform_BQ = jax.vmap(jax.vmap(lambda key, n: jax.random.uniform(jax.random.fold_in(key, n))))(
+            key_BQ, slots.taken_BQ
+        )
+        logits_BQV = self.keep(self.model.unembed(self.params, slots.hidden_BQD) / self.temperature)
+        token_BQ, logprob_BQ = inverse_cdf(logits_BQV, uniform_BQ)
+        token_BQ = jnp.where(slots.live_BQ, token_BQ, 0)
+        recent_BQC = jnp.concatenate([slots.recent_BQC, token_BQ[..., None]], -1)[..., 1:]
+        taken_BQ = slots.taken_BQ + slots.live_BQ
+        stopped_BQ = slots.live_BQ & jnp.all(recent_BQC == self.close_C, -1)
+        live_BQ = slots.live_BQ & ~stopped_BQ & (taken_BQ < jnp.take_along_axis(self.limit_BR, index_BQ, 1))
+
+        def note(out_RL, value_Q, request_Q, at_Q):  # an idle slot's request lies outside and is dropped
+            return out_RL.at[request_Q, at_Q].set(value_Q, mode="drop")
+
+        def note_one(out_R, value_Q, request_Q):
+            return out_R.at[request_Q].set(value_Q, mode="drop")
+
+        where = jnp.where(slots.live_BQ, slots.request_BQ, self.limit_BR.shape[1])
+        out = Rollout(
+            jax.vmap(note)(out.thought_BRL, token_BQ, where, slots.taken_BQ),
+            jax.vmap(note_one)(out.length_BR, taken_BQ, where),
+            jax.vmap(note_one)(out.stopped_BR, stopped_BQ, where),
+            jax.vmap(note)(out.logprob_BRL, logprob_BQ, where, slots.taken_BQ),
+        )
+        hidden_BQSD, cache = self.model.hidden(self.params, token_BQ[..., None], cache)
+        return Carry(cache, Slots(slots.request_BQ, taken_BQ, live_BQ, hidden_BQSD[:, :, 0], recent_BQC), next_B, out)
+
+
+def grow(cache: Cache, columns: int) -> Cache:
+    """The same cache with a ring of more columns: what lay at its number modulo the old size moves to the new one."""
+    more = columns - capacity(cache)
+    if not jax.tree.leaves(cache.branch_k) or more == 0:
+        return cache
+    oldest = cache.written - capacity(cache)
+
+    def move(ring_CE):
+        ring_CE = jnp.roll(ring_CE, -oldest, -2)
+        ring_CE = jnp.pad(ring_CE, [(0, 0)] * (ring_CE.ndim - 2) + [(0, more), (0, 0)])
+        return jnp.roll(ring_CE, oldest % columns, -2)
+
+    return cache._replace(branch_k=jax.tree.map(move, cache.branch_k), branch_v=jax.tree.map(move, cache.branch_v))
