@@ -1,0 +1,103 @@
+"""A step of TRL's GRPOTrainer (torch on CPU, float32) with the information gain as its reward function.
+
+The reward is what a user would write: the model itself, under no_grad, reads prompt, thought, closing tag and gives the
+log-probability of the next token; its moving average reads the plain document, once for the group. The average follows
+after each step. One optimizer step a batch, no KL term, no gradient checkpointing (which was slower).
+"""
+
+import copy
+
+import tokenizers
+import torch
+import trl
+from datasets import Dataset
+from protocol import Conversation
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+
+EMA_DECAY = 0.999
+
+
+def numbers(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose text is the token numbers themselves, so that every side reads the same tokens."""
+    vocabulary = {str(token): token for token in range(vocab_size)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="2", pad_token="0")
+
+
+@torch.no_grad()
+def next_logprob(model, sequences: list[list[int]]) -> torch.Tensor:
+    """log p(last token | the tokens before it) of sequences of one length."""
+    tokens = torch.tensor(sequences)
+    logits = model(tokens[:, :-1], logits_to_keep=1).logits[:, -1]
+    return logits.log_softmax(-1).gather(-1, tokens[:, -1:])[:, 0]
+
+
+class OneStepATurn(TrainerCallback):
+    def __init__(self, conversation, trainer, average):
+        self.conversation, self.trainer, self.average = conversation, trainer, average
+
+    def on_step_begin(self, *args, **kwargs):
+        self.conversation.begin()
+
+    @torch.no_grad()
+    def on_step_end(self, *args, **kwargs):
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.trainer.model.parameters()), 1 - EMA_DECAY)
+        self.conversation.end(int(self.trainer._metrics["train"]["thought_tokens"][-1]))
+
+
+def main():
+    conversation = Conversation()
+    job = conversation.job
+    torch.set_num_threads(job["threads"])
+    model = AutoModelForCausalLM.from_pretrained(job["directory"], dtype=torch.float32)
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    documents, group, close = job["documents"], job["group"], job["close"]
+
+    def information_gain(prompts, completion_ids, document, log_metric, **_):
+        thinking = [
+            [*map(int, prompt.split()), *thought, *close, documents[b][-1]]
+            for prompt, thought, b in zip(prompts, completion_ids, document, strict=True)
+        ]
+        log_metric("thought_tokens", sum(map(len, completion_ids)))
+        baseline = next_logprob(average, [documents[b] for b in document[::group]]).repeat_interleave(group)
+        return (next_logprob(model, thinking) - baseline).tolist()
+
+    rows = {
+        "prompt": [" ".join(map(str, document[:-1] + job["open"])) for document in documents],
+        "document": list(range(len(documents))),
+    }
+    settings = trl.GRPOConfig(
+        job["directory"] + "-trl",  # nothing is written
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=len(documents) * group,
+        steps_per_generation=1,
+        num_generations=group,
+        max_completion_length=job["new"],
+        temperature=job["temperature"],
+        generation_kwargs={"min_new_tokens": job["new"]},  # no thought ends early
+        beta=0.0,
+        loss_type="grpo",
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type="constant",
+        shuffle_dataset=False,
+        max_steps=1_000,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    trainer = trl.GRPOTrainer(
+        model, information_gain, settings, Dataset.from_dict(rows), processing_class=numbers(model.config.vocab_size)
+    )
+
+    trainer.add_callback(OneStepATurn(conversation, trainer, average))
+    baseline = next_logprob(average, documents).tolist()
+    conversation.ready({"baseline": baseline, "torch": torch.__version__, "trl": trl.__version__})
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()
