@@ -106,6 +106,7 @@ def _train(args) -> int:
     run_dir = args.run_dir or Path("runs") / config.name
 
     from rlp_jax.interrupt import Interrupted
+    from rlp_jax.rollout.selfcheck import SharingError
     from rlp_jax.train import TooManySkipped, train
 
     try:
@@ -113,7 +114,7 @@ def _train(args) -> int:
     except Interrupted as stopped:
         print(f"stopped by {stopped}; saved in {run_dir}: the same command resumes the run", file=sys.stderr)
         return stopped.exit_code
-    except TooManySkipped as error:
+    except (SharingError, TooManySkipped) as error:
         print(f"rlp: error: {one_line(error)}", file=sys.stderr)
         return 3
     return 0

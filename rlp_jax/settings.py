@@ -138,9 +138,13 @@ def _all_fields() -> list[str]:
 
 
 def _suggest(name: str, known: list[str]) -> str:
-    """The nearest of the known names: by spelling, and those that end alike (`group_size` -> `rlp.group_size`)."""
-    near = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
-    near += [other for other in difflib.get_close_matches(name, known, n=3, cutoff=0.6) if other not in near]
+    """The nearest of the known names: those that end alike (`group_size` -> `rlp.group_size`), then by spelling within
+    the same section, where a common "rlp." says nothing."""
+    section, _, last = name.rpartition(".")
+    near = [other for other in known if other.rpartition(".")[2] == last]
+    beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == section}
+    close = [beside[other] for other in difflib.get_close_matches(last, beside, n=3, cutoff=0.6)]
+    near += [other for other in close or difflib.get_close_matches(name, known, n=3, cutoff=0.6) if other not in near]
     if near:
         return f": did you mean {' or '.join(near[:3])}?"
     return f": there are {', '.join(known)}" if known else ""

@@ -31,6 +31,7 @@ from rlp_jax.metrics import ThoughtStart, collapse_warnings
 from rlp_jax.models.transformer import LanguageModel
 from rlp_jax.optimizer import make_optimizer, make_schedule
 from rlp_jax.report.page import write_report
+from rlp_jax.rollout.selfcheck import check_sharing
 from rlp_jax.settings import check_devices, check_same_run, fingerprint, from_json, validate
 from rlp_jax.sharding import make_mesh, mesh_shape, place_batch, place_state, with_shardings
 from rlp_jax.state import Purpose, TrainState, init_state, run_key, step_key
@@ -91,6 +92,7 @@ def train(config: Config, run_dir: str | Path, console: Console | None = None) -
 
     Raises:
       ValueError: a setting, the model, the data or the run directory cannot work; nothing was written.
+      SharingError: this backend computes shared prefixes wrong; nothing was written.
       TooManySkipped: `config.max_skipped` steps in a row were not finite.
       Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
     """
@@ -137,6 +139,9 @@ def prepare(config: Config, console: Console, fresh: bool = True) -> Parts:
     counts = ", ".join(f"{name} {count}" for name, count in splits.report.items() if count)
     console.print(f"data: {counts}", markup=False, highlight=False, soft_wrap=True)
     params = read(Target(mesh)) if fresh or config.rlp.kl_coefficient > 0 else None
+    if fresh:
+        longest = int(np.argmax(heldout[0]["length_B"]))
+        check_sharing(model, params, heldout[0]["tokens_BT"][longest, : heldout[0]["length_B"][longest]])
     return Parts(model, params, tokenizer, tokens, batches, heldout, mesh)
 
 
