@@ -11,6 +11,7 @@ products and in copying memory, which bounds both sides.
 """
 
 import argparse
+import functools
 import math
 import os
 import pathlib
@@ -26,6 +27,7 @@ from rlp_jax.checkpoints_io.hf_config import config_from_json
 from rlp_jax.checkpoints_io.load import save_hf
 from rlp_jax.models.mamba2 import ssd, ssd_step
 from rlp_jax.models.transformer import LanguageModel
+from rlp_jax.models.vocabulary import token_logprobs
 
 MODELS = {
     "smollm2": {
@@ -52,9 +54,9 @@ PEERS = ("transformers", "sequential")
 
 def ours(model: LanguageModel, params, tokens_BT):
     def loss(params):
-        logits_BTV, _ = model.apply(params, tokens_BT)
-        logprob_BTV = jax.nn.log_softmax(logits_BTV[:, :-1])
-        return -jnp.take_along_axis(logprob_BTV, tokens_BT[:, 1:, None], -1).mean()
+        hidden_BTD, _ = model.hidden(params, tokens_BT)
+        unembed = functools.partial(model.unembed, params)
+        return -token_logprobs(unembed, hidden_BTD[:, :-1], tokens_BT[:, 1:]).logprob.mean()
 
     forward = jax.jit(lambda params: model.apply(params, tokens_BT)[0])
     gradient = jax.jit(jax.value_and_grad(loss))
