@@ -4,6 +4,8 @@
         [--prefix 128] [--tokens 32] [--rounds 3] [--directory DIR]
 
 SmolLM2-135M-Instruct, float32, AdamW, one update a batch, one token scored after each thought, no thought ends early.
+Every side accumulates its gradient a document at a time. The peaks of all sides add up to 26 GB at the default size:
+with less memory than that, name one peer a run.
 The documents' last token is what is to be predicted, the rest is the prefix. Peers get the information gain as a reward
 function of theirs (peers/step_trl.py, peers/step_tunix.py), with the model itself as the scorer and its moving average
 as the baseline. Each side, ours too, is a process of its own (`install_peers.py`), and they take turns. `vs_NAME` is
@@ -41,7 +43,7 @@ def make_job(shape: dict[str, int], folder: pathlib.Path) -> dict:
     return {
         "directory": str(folder / "model"), "documents": draw.tolist(), "group": shape["group"], "new": shape["tokens"],
         "open": tokenizer.encode(OPEN), "close": tokenizer.encode(CLOSE), "temperature": 0.7, "learning_rate": 1e-6,
-        "threads": os.cpu_count(),
+        "threads": os.cpu_count(), "microbatches": shape["documents"],
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def prepare(job):
             thought_tokens=job["new"],
             temperature=job["temperature"],
             position_mode="span",
-            microbatches=job.get("microbatches", 1),
+            microbatches=job["microbatches"],
         ),
         optimizer=OptimizerConfig(learning_rate=job["learning_rate"]),
     )

@@ -48,7 +48,9 @@ def main():
         eval_every_n_steps=10_000,
         max_steps=1_000,
         mini_batch_size=len(documents),
-        train_micro_batch_size=len(documents),
+        train_micro_batch_size=len(documents) // job["microbatches"],
+        rollout_micro_batch_size=len(documents),
+        compute_logps_micro_batch_size=len(documents),
     )
     rollout = RolloutConfig(
         max_tokens_to_generate=new,
