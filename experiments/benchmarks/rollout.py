@@ -29,7 +29,7 @@ import numpy as np
 from peers.client import Peer
 from peers.environments import Missing, interpreter, root
 from peers.gguf_float32 import write_float32
-from timing import finish, median_ratio, take_turns
+from timing import against_ours, finish, take_turns
 
 import rlp_jax
 from rlp_jax.checkpoints_io.fetch import fetch
@@ -143,12 +143,7 @@ def compare(workload: Workload, names: list[str], rounds: int, slots: int | None
         seconds = take_turns(candidates, rounds)
     for name, times in seconds.items():
         result[f"{name}_tokens_per_s"] = round(int(lengths_BG.sum()) / float(np.median(times)), 1)
-    for name in candidates:
-        if name != "ours":
-            ratio = median_ratio(seconds[name], seconds["ours"])
-            result[f"vs_{name}"] = round(ratio["median"], 2)
-            result[f"vs_{name}_range"] = [round(ratio["min"], 2), round(ratio["max"], 2)]
-    return result
+    return result | against_ours(seconds)
 
 
 def main():

@@ -23,7 +23,7 @@ import tempfile
 import numpy as np
 from peers.client import Peer
 from peers.environments import Missing, interpreter, root
-from timing import finish, median_ratio, take_turns
+from timing import against_ours, finish, take_turns
 
 import rlp_jax
 from rlp_jax.checkpoints_io.load import save_hf
@@ -76,12 +76,7 @@ def compare(args, names: list[str]) -> dict:
     for name, times in seconds.items():
         result[f"{name}_seconds"] = round(float(np.median(times)), 2)
         result[f"{name}_peak_MB"] = round(answers[name]["peak_bytes"] / 1e6)
-    for name in candidates:
-        if name != "ours":
-            ratio = median_ratio(seconds[name], seconds["ours"])
-            result[f"vs_{name}"] = round(ratio["median"], 2)
-            result[f"vs_{name}_range"] = [round(ratio["min"], 2), round(ratio["max"], 2)]
-    return result
+    return result | against_ours(seconds)
 
 
 def main():

@@ -25,6 +25,16 @@ def median_ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
+def against_ours(seconds: dict[str, list[float]]) -> dict[str, float | list[float]]:
+    """`vs_NAME`: each other side's seconds over those of "ours", with the range over rounds."""
+    result = {}
+    for name in [name for name in seconds if name != "ours"]:
+        ratio = median_ratio(seconds[name], seconds["ours"])
+        result[f"vs_{name}"] = round(ratio["median"], 2)
+        result[f"vs_{name}_range"] = [round(ratio["min"], 2), round(ratio["max"], 2)]
+    return result
+
+
 def finish(result: dict, as_json: bool) -> None:
     """The figures for a reader; with `as_json` a last line for a program."""
     for name, value in result.items():
