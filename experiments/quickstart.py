@@ -15,7 +15,7 @@ def config() -> Config:
         model="quickstart",
         steps=40,
         batch_documents=16,
-        remat=False,
+        remat="elementwise",
         template=Template(instruction=compose.INSTRUCTION, open=compose.OPEN, close=compose.CLOSE),
         # Thoughts only before answers, at two of a document's three: elsewhere the text is random by construction.
         rlp=RLPConfig(group_size=16, positions=2, position_mode="span", thought_tokens=16),

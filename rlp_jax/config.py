@@ -10,6 +10,8 @@ from typing import Literal
 
 PositionMode = Literal["uniform", "span", "entropy"]
 Dtype = Literal["float32", "bfloat16"]
+RolloutDtype = Literal["float32", "bfloat16", "int8"]
+Remat = Literal["none", "elementwise", "layer"]
 
 
 class ConfigError(ValueError):
@@ -45,7 +47,7 @@ class RLPConfig:
     top_p: float = 1.0  # draw from the fewest tokens with this much probability, 1: all
     min_p: float = 0.0  # draw from tokens at least this likely as a share of the likeliest, 0: all
     slots: int = 0  # thoughts of a document decoded at a time, the rest wait their turn; 0: all
-    rollout_dtype: Dtype | None = None  # weights and activations of sampling; None: compute_dtype
+    rollout_dtype: RolloutDtype | None = None  # of sampling; None: compute_dtype; int8: its weights alone
     importance_cap: float = 0.0  # truncates pi_trainer / pi_sampler, which then weighs a token's loss; 0: no weight
     position_mode: PositionMode = "uniform"
     clip_low: float = 0.2  # epsilon_l; not stated, TRL's default
@@ -123,7 +125,7 @@ class Config:
     batch_documents: int = 512  # B
     seed: int = 0
     compute_dtype: Dtype = "float32"  # masters are float32 always
-    remat: bool = True
+    remat: Remat = "layer"  # what the backward pass computes again: nothing, all but products, or a whole layer
     max_skipped: int = 5  # this many non-finite steps in a row end the run
     template: Template = Template()
     rlp: RLPConfig = RLPConfig()

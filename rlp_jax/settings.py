@@ -6,6 +6,7 @@ No jax here: a typing error is answered at once.
 import dataclasses
 import difflib
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
@@ -287,6 +288,8 @@ def validate(config: Config) -> None:
     for name, value in below_one.items():
         if not 0 <= value < 1 and not (name in ("rlp.clip_low", "rlp.ema_decay") and value == 1):
             raise ConfigError(f"{name} is {value}: it must be at least 0 and below 1")
+    if rlp.rollout_dtype == "int8" and importlib.util.find_spec("qwix") is None:
+        raise ConfigError("rlp.rollout_dtype is 'int8', which needs a library: pip install 'rlp_jax[int8]'")
     if not 0 < rlp.top_p <= 1:
         raise ConfigError(f"rlp.top_p is {rlp.top_p}: it must be above 0 and at most 1")
     if data.heldout_fraction == 0:

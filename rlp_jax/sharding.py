@@ -84,6 +84,11 @@ def state_shardings(abstract_state: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTre
     return jax.tree.map_with_path(sharding, abstract_state)
 
 
+def document_shards(mesh: Mesh | None) -> int:
+    """In how many runs a batch's documents are split over devices."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Documents are split over 'data' and 'fsdp' together; 'tensor' sees all of them."""
     return NamedSharding(mesh, P(("data", "fsdp")))
@@ -111,6 +116,5 @@ def place_batch(batch: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
     """A batch on its devices; replicated when its documents do not divide (the rest of a held-out set)."""
     if mesh is None:
         return batch
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    whole = all(leaf.shape[0] % ways == 0 for leaf in jax.tree.leaves(batch))
+    whole = all(leaf.shape[0] % document_shards(mesh) == 0 for leaf in jax.tree.leaves(batch))
     return jax.device_put(batch, batch_sharding(mesh) if whole else NamedSharding(mesh, P()))

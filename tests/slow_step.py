@@ -63,7 +63,7 @@ def steps(model, template, config, optimizer=None, learning_rate=0.0):
     return optimizer, sample, jax.jit(functools.partial(rlp.learn, model, optimizer, template, config))
 
 
-def prepared(family="llama", template=TEMPLATE, config=CONFIG, remat=False, **batch):
+def prepared(family="llama", template=TEMPLATE, config=CONFIG, remat="none", **batch):
     """Model, state whose baseline is not its policy, a batch and what was sampled for it."""
     model = small(family, remat=remat)
     optimizer, sample, _ = steps(model, template, config)

@@ -93,7 +93,7 @@ def test_module_and_version():
         ("rlp.horizon=32", "rlp.horizon is 32, data.document_tokens 32"),
         ("rlp.position_mode=best", "rlp.position_mode is 'best': choose one of uniform, span, entropy"),
         ("compute_dtype=float16", "compute_dtype is 'float16': choose one of float32, bfloat16"),
-        ("remat=maybe", "remat is 'maybe': write true or false"),
+        ("remat=maybe", "remat is 'maybe': choose one of none, elementwise, layer"),
         ("rlp.microbatches=3", "batch_documents is 4, not a multiple of rlp.microbatches 3"),
         ("eval.batch_documents=1", "eval.batch_documents is 1: the shuffled control needs the thought of another"),
         ("mesh.fsdp=7", "mesh data=-1 fsdp=7 tensor=1 needs a multiple of 7 devices, there are"),
@@ -157,11 +157,11 @@ def test_seed_steps_and_lists_override(root):
     config = load_experiment(str(root / "tiny.py"))
     changed = override(
         config,
-        ["data.sources=a.txt, b.jsonl", "optimizer.final_learning_rate=1e-7", "rlp.group_size=8", "remat=false"],
+        ["data.sources=a.txt, b.jsonl", "optimizer.final_learning_rate=1e-7", "rlp.group_size=8", "remat=none"],
     )
     assert changed.data.sources == ("a.txt", "b.jsonl")
     assert changed.optimizer.final_learning_rate == 1e-7
-    assert changed.rlp.group_size == 8 and changed.remat is False
+    assert changed.rlp.group_size == 8 and changed.remat == "none"
     assert override(changed, ["optimizer.final_learning_rate=none"]).optimizer.final_learning_rate is None
     assert changed.rlp.thought_tokens == config.rlp.thought_tokens
 

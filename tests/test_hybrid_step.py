@@ -49,7 +49,7 @@ def test_rewards_and_gradient_of_a_step():
 
 def test_make_step_learns():
     """The jitted halves with a real optimizer and remat: a finite update moves every leaf, and its average."""
-    model = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, remat=True))
+    model = dataclasses.replace(MODEL, config=dataclasses.replace(MODEL.config, remat="layer"))
     optimizer, batch = optax.adam(1e-2), batch_of(16)
     step = rlp.make_step(model, optimizer, TEMPLATE, CONFIG)
     before = rough_params(model)

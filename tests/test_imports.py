@@ -15,7 +15,7 @@ LAYERS = (
     ("objective", "config", "metrics", "settings"),
     ("models",),
     ("checkpoints_io", "rollout", "data", "state", "optimizer", "sharding", "checkpoint", "writers", "interrupt"),
-    ("rlp", "baselines", "evals", "report"),
+    ("learner", "rlp", "baselines", "evals", "report"),
     ("train",),
     ("cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code
 )

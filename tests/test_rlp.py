@@ -26,7 +26,7 @@ from slow_step import (
     steps,
 )
 
-from rlp_jax import rlp
+from rlp_jax import learner, rlp
 from rlp_jax.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -89,7 +89,8 @@ def test_sampling_is_a_function_of_its_key_and_its_documents():
 
 
 @pytest.mark.parametrize(
-    ("family", "remat"), [("llama", False), ("qwen3", True), ("qwen2", False), ("llama3", False), ("gemma3", True)]
+    ("family", "remat"),
+    [("llama", "none"), ("qwen3", "layer"), ("qwen2", "elementwise"), ("llama3", "none"), ("gemma3", "layer")],
 )
 def test_loss_and_gradient_against_the_slow_reference(family, remat):
     model, state, batch, samples = prepared(family, remat=remat)
@@ -142,39 +143,46 @@ def test_microbatches_are_memory_not_maths(kl_coefficient, parts):
     (whole_grads, whole, whole_reward_BKG), (grads, metrics, reward_BKG) = results
     assert relative_error(grads, whole_grads) < 1e-5
     np.testing.assert_allclose(reward_BKG, whole_reward_BKG, rtol=1e-5, atol=1e-5)
-    for name, value in metrics.items():
-        np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name in metrics.keys() - {"padding"}:  # what bins are filled with
+        np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_short_thoughts_are_computed_at_a_shorter_limit_with_the_same_numbers(monkeypatch, updates):
-    assert rlp.length_limits(64) == (16, 32, 64) and rlp.length_limits(2) == (2,)
-    config = configure(microbatches=2, thought_tokens=8, positions=1, updates_per_batch=updates)
-    model, state, batch, samples = prepared(config=config)
+def test_packed_bins_and_padded_parts_give_the_same_numbers(monkeypatch, updates):
+    """Padded at one limit, padded at the shortest that holds each part, and packed, in one bin or several."""
+    assert learner.length_limits(64) == (16, 32, 64) and learner.length_limits(2) == (2,)
+    settings = dict(thought_tokens=8, positions=1, updates_per_batch=updates)
+    model, state, batch, samples = prepared(config=configure(**settings))
     # Sorted: a pair at the shortest limit, and one at the longest that puts a short document beside a long one.
     length_BKG = np.array([[[8, 2, 1]], [[1, 2, 2]], [[4, 2, 3]], [[1, 1, 2]]], np.int32)
     samples = samples._replace(length_BKG=length_BKG, stopped_BKG=np.zeros_like(length_BKG, bool))
-    seen, results, score_branches = [], [], rlp.scoring.score_branches
+    seen, results, score_branches = [], [], learner.scoring.score_branches
 
     def recorded(model, params, cache, prefix_BR, thoughts, *rest):
         seen.append(thoughts.thought_BRL.shape[-1])
         return score_branches(model, params, cache, prefix_BR, thoughts, *rest)
 
-    monkeypatch.setattr(rlp.scoring, "score_branches", recorded)
-    for limits in ((8,), (2, 4, 8)):
-        monkeypatch.setattr(rlp, "length_limits", lambda _, limits=limits: limits)
+    monkeypatch.setattr(learner.scoring, "score_branches", recorded)
+    for packs, limits, microbatches in ((False, (8,), 2), (False, (2, 4, 8), 2), (True, (), 1), (True, (), 4)):
+        monkeypatch.setattr(learner.Learner, "packs", packs)
+        monkeypatch.setattr(learner, "length_limits", lambda _, limits=limits: limits)
+        config = configure(microbatches=microbatches, **settings)
         learn = jax.jit(functools.partial(rlp.learn, model, recorder(0.1), TEMPLATE, config))
         results.append(learn(state, batch, samples))
     assert set(seen) == {2, 4, 8}
-    (one, one_metrics, one_scores), (two, two_metrics, two_scores) = results
-    assert relative_error(two.opt_state, one.opt_state) < 1e-5
-    np.testing.assert_allclose(two_scores.reward_BKG, one_scores.reward_BKG, rtol=1e-5, atol=1e-5)
-    mask_BKGL = np.arange(8) < length_BKG[..., None]
-    chex.assert_trees_all_close(
-        two_scores.old_logprob_BKGL * mask_BKGL, one_scores.old_logprob_BKGL * mask_BKGL, rtol=1e-5, atol=1e-5
-    )
-    for name, value in two_metrics.items():
-        np.testing.assert_allclose(value, one_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    (one, one_metrics, one_scores), *others = results
+    mask_BKGL = (np.arange(8) < length_BKG[..., None]) & samples.valid_BK[..., None, None]
+    for two, two_metrics, two_scores in others:
+        assert relative_error(two.opt_state, one.opt_state) < 1e-5
+        for name in ("reward_BKG", "s_pred_BKG"):
+            ours, padded = (getattr(x, name) * samples.valid_BK[..., None] for x in (two_scores, one_scores))
+            np.testing.assert_allclose(ours, padded, rtol=1e-5, atol=1e-5)
+        ours, padded = (x.old_logprob_BKGL * mask_BKGL for x in (two_scores, one_scores))
+        chex.assert_trees_all_close(ours, padded, rtol=1e-5, atol=1e-5)
+        for name in one_metrics.keys() - {"padding"}:
+            np.testing.assert_allclose(two_metrics[name], one_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    padding = [float(metrics["padding"]) for _, metrics, _ in results]
+    assert 0 < padding[1] < padding[0] < 1  # the bins of the tiny case are one block each
 
 
 def closing_case():

@@ -11,6 +11,7 @@ products and in copying memory, which bounds both sides.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import os
@@ -93,7 +94,7 @@ def theirs(model: LanguageModel, params, tokens_BT):
 def compare(name: str, batch: int, length: int, rounds: int, against_peer: bool) -> dict[str, dict[str, float]]:
     """Tokens/s of each pass, and the ratio of ours to theirs round by round. Both sides must agree on the numbers."""
     fields = dict(MODELS[name])
-    model = LanguageModel(config_from_json(fields, name))
+    model = LanguageModel(dataclasses.replace(config_from_json(fields, name), remat="elementwise"))
     params = jax.jit(model.init)(jax.random.key(0))
     tokens_BT = np.random.default_rng(0).integers(3, fields["vocab_size"], (batch, length)).astype(np.int32)
     sides = {"ours": ours(model, params, tokens_BT)}

@@ -9,8 +9,14 @@ import jax.numpy as jnp
 
 from rlp_jax.models.attention import Segment, attend
 from rlp_jax.models.cache import Cache, capacity, token_numbers, write
+from rlp_jax.models.causal_attention import KEPT
 from rlp_jax.models.layers import Dense, RMSNorm, RopeScaling, rotary_angles, rotate
 from rlp_jax.models.mamba2 import HybridConfig
+from rlp_jax.models.self_attention import Ranges, self_attention
+
+# What a layer keeps for its backward pass: everything; its products and its attention, from which the rest follows
+# elementwise; or only its input.
+REMAT = ("none", "elementwise", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +48,8 @@ class ModelConfig:
     hybrid: HybridConfig | None = None  # Mamba-2, attention and MLP layers in a pattern (Nemotron-H)
     max_positions: int = 2048
     compute_dtype: str = "float32"
-    remat: bool = False  # recompute a layer's activations in the backward pass
+    remat: str = "none"  # what the backward pass computes again, see REMAT
+    attention: str | None = None  # implementation of `self_attention`; None: what suits the machine
     scan_layers: bool = True  # False: `unstack_layers` the parameters; see `LanguageModel.unrolled`
 
     @property
@@ -56,6 +63,23 @@ class ModelConfig:
         return local_Y if any(local_Y) else None
 
 
+def rematerialised(layer: type[nn.Module], remat: str) -> type[nn.Module]:
+    """A layer's module that computes again in its backward pass what `remat` says.
+
+    Raises:
+      ValueError: a policy that does not exist.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"remat is {remat!r}: choose from {', '.join(REMAT)}")
+    if remat == "none":
+        return layer
+    policies = jax.checkpoint_policies
+    keep = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+    )
+    return nn.remat(layer, prevent_cse=False, policy=keep if remat == "elementwise" else None)
+
+
 class Attention(nn.Module):
     config: ModelConfig
 
@@ -63,7 +87,8 @@ class Attention(nn.Module):
     def __call__(self, x_BRSD, past, view):
         """Returns the output and the new keys and values [B, M, R, S, E], or the rings that hold them.
 
-        `past` is what came before, this layer's (prefix_k, prefix_v, branch_k, branch_v), None where there is none.
+        `past` is what came before, this layer's (prefix_k, prefix_v, branch_k, branch_v) with None for a fork without
+        room, or None for whole sequences (R = 1), which see themselves alone.
         """
         cfg = self.config
         q_BRSNE = Dense((cfg.n_heads, cfg.head_dim), use_bias=cfg.qkv_bias, name="q")(x_BRSD)
@@ -77,17 +102,23 @@ class Attention(nn.Module):
             q_BRSNE, k_BRSME = rotate(q_BRSNE, cos, sin), rotate(k_BRSME, cos, sin)
         k_BMRSE, v_BMRSE = (x.transpose(0, 3, 1, 2, 4) for x in (k_BRSME, v_BRSME))
         scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
+        out_proj = Dense((cfg.d_model,), n_in=2, name="o")
+        if past is None:
+            own = (x[:, 0] for x in (q_BRSNE, k_BRSME, v_BRSME))
+            out_BCNE = self_attention(*own, view.ranges, scale, cfg.attention)
+            return out_proj(out_BCNE[:, None]), (k_BMRSE, v_BMRSE)
         if view.column is None:
             segments, kept = [*seen(past, view), Segment(k_BMRSE, v_BMRSE, view.new_mask)], (k_BMRSE, v_BMRSE)
         else:
             kept = write(past[2], k_BMRSE, view.column), write(past[3], v_BMRSE, view.column)
             segments = seen((*past[:2], *kept), view)
-        return Dense((cfg.d_model,), n_in=2, name="o")(attend(q_BRSNE, segments, scale)), kept
+        return out_proj(attend(q_BRSNE, segments, scale)), kept
 
 
 class View(NamedTuple):
     """What a layer's queries may see and where they stand: rotary cosines and sines, and a mask for each segment.
 
+    Whole sequences have `ranges` instead of masks, None where they are causal.
     With a `column` the layer writes its new keys and values into the branches' ring there before it looks, and sees
     them there: an unrolled decoding step then has one segment fewer, and the ring stays in its place. In a scan over
     layers rings would be copied, so there the new ones are handed out and written for all layers at once.
@@ -96,26 +127,32 @@ class View(NamedTuple):
     rotary: tuple[jax.Array, jax.Array] | None  # [B, R, S, 1, E/2]
     prefix_mask: jax.Array | None  # broadcast to [B, R, S, T]
     branch_mask: jax.Array | None  # [B, R, S, C]
-    new_mask: jax.Array  # [.., S]
+    new_mask: jax.Array | None  # [.., S]
     column: jax.Array | None = None
+    ranges: Ranges | None = None
 
 
 def global_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array) -> View:
     """The view of layers that see everything before."""
+    rotary = None
+    if cfg.rope_theta is not None:
+        rotary = head_angles(position_BRS, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    if cache is None:
+        return View(rotary, None, None, None)
     S, prefix_mask, branch_mask, column = position_BRS.shape[-1], None, None, None
-    if cache is not None and (keys := jax.tree.leaves(cache.prefix_k)):  # a hybrid may have none
+    if keys := jax.tree.leaves(cache.prefix_k):  # a hybrid may have none
         T = keys[0].shape[-2]
         prefix_mask = (jnp.arange(T) < cache.prefix_length_BR[..., None])[:, :, None]
         if cache.branch_k is not None:
             number_C = token_numbers(capacity(cache), cache.written)
-            if not cfg.scan_layers:
+            if not cfg.scan_layers and cache.end_BR is None:
                 column = cache.written % capacity(cache)
                 number_C = token_numbers(capacity(cache), cache.written + S)
             own_BR1C = number_C >= cache.start_BR[..., None, None]
-            branch_mask = own_BR1C & (number_C <= cache.written + jnp.arange(S)[:, None])
-    rotary = None
-    if cfg.rope_theta is not None:
-        rotary = head_angles(position_BRS, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+            last_S1 = cache.written + jnp.arange(S)[:, None]
+            if cache.end_BR is not None:  # the new tokens lie outside the ring, where others wrote on after the end
+                last_S1 = cache.end_BR[..., None, None] - 1
+            branch_mask = own_BR1C & (number_C <= last_S1)
     return View(rotary, prefix_mask, branch_mask, jnp.tril(jnp.ones((S, S), bool)), column)
 
 
@@ -126,10 +163,8 @@ def head_angles(position_BRS: jax.Array, head_dim: int, theta: float, scaling: R
 
 def seen(past: tuple | None, view: View) -> list[Segment]:
     """The keys and values before the new tokens."""
-    prefix_k, prefix_v, branch_k, branch_v = past or (None,) * 4
-    segments = []
-    if prefix_k is not None:
-        segments.append(Segment(prefix_k, prefix_v, view.prefix_mask))
+    prefix_k, prefix_v, branch_k, branch_v = past
+    segments = [Segment(prefix_k, prefix_v, view.prefix_mask)]
     if branch_k is not None:
         segments.append(Segment(branch_k, branch_v, view.branch_mask))
     return segments

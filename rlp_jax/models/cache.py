@@ -26,6 +26,8 @@ class Cache(NamedTuple):
         A ring: token number w of the loop lies in column w mod C, the same for all branches.
       written: int32 scalar, the number of the next token.
       start_BR: int32, the number of branch r's own first token: what came before it in the ring was another's.
+      end_BR: int32, the number after branch r's last own token, once its turn is over: None while all branches go on
+        together. Branches that have ended take one more call each over whole continuations, which is not written.
       stop_BK: int32, hybrids only: the prefix lengths that branches may start from.
       states: Mamba states: after a prefill, and in a fork without room, [Y, B, K, ...] at the stops; in a fork with
         room each branch's own [Y, B, R, ...].
@@ -42,6 +44,7 @@ class Cache(NamedTuple):
     stop_BK: jax.Array | None = None
     states: Any = None
     index_BR: jax.Array | None = None
+    end_BR: jax.Array | None = None
 
 
 def fork(cache: Cache, prefix_length_BR: jax.Array, capacity: int = 0) -> Cache:
@@ -102,9 +105,10 @@ def append(cache: Cache, size: int, k: Any, v: Any, states: Any, in_place: bool)
     """The cache after S = `size` new tokens of every branch, which must not run over the ring's end.
 
     `k`, `v` are the new keys and values [Y, B, M, R, S, E], or the rings with them where the layers wrote `in_place`;
-    `states` the branches' new Mamba states, a hybrid's only. A fork without room stays as it is.
+    `states` the branches' new Mamba states, a hybrid's only. A fork without room stays as it is, and so do branches
+    that have ended.
     """
-    if cache.branch_k is None:
+    if cache.branch_k is None or cache.end_BR is not None:
         return cache
     if not in_place:
         at = cache.written % capacity(cache)
@@ -122,6 +126,11 @@ def capacity(cache: Cache) -> int:
     """C; 1 where no layer attends, so that numbers can still be taken modulo it."""
     rings = jax.tree.leaves(cache.branch_k)
     return rings[0].shape[-2] if rings else 1
+
+
+def own_tokens(cache: Cache) -> jax.Array:
+    """How many tokens each branch has read since the fork, [B, R]."""
+    return (cache.written if cache.end_BR is None else cache.end_BR) - cache.start_BR
 
 
 def token_numbers(columns: int, written: jax.Array) -> jax.Array:

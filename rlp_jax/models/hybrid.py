@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlp_jax.models.blocks import Attention, ModelConfig, global_view, make_embed, unembed
+from rlp_jax.models.blocks import Attention, ModelConfig, global_view, make_embed, rematerialised, unembed
 from rlp_jax.models.cache import Cache, gather_states
 from rlp_jax.models.layers import Dense, RMSNorm
 from rlp_jax.models.mamba2 import Mamba2, MambaState
@@ -103,7 +103,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x_BRSD, past: dict[str, Any], shared):
-        layer = nn.remat(Layer, prevent_cse=False) if self.config.remat else Layer
+        layer = rematerialised(Layer, self.config.remat)
         news = {}
         for place, kind in enumerate(self.unit):
             name = layer_name(self.unit, place)

@@ -6,7 +6,7 @@ the recurrence instead. States and decays are float32 whatever the model compute
 
 Dimensions beside the legend of ARCHITECTURE.md: n sequences (documents, or documents and branches together), J heads
 in U groups of O, P width of a head, Z state size, W taps of the convolution, I its channels (J·P + 2·U·Z); a sequence
-of S tokens is cut into c chunks of q tokens (k where they are read).
+of S tokens is cut into c chunks of q tokens (k where they are read). g: the groups of all sequences; p: O·P.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from rlp_jax.models.layers import Dense
+
+CPU_CHUNK = 64  # the most tokens a chunk on CPU, whatever a config says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +58,12 @@ class MambaState(NamedTuple):
 class Chunks(NamedTuple):
     """A scanned sequence, from which its state at any token can be had.
 
-    x: [c, n, q, J, P] inputs times their step; log_decay: [c, n, q, J], sum of dt·A from the chunk's start to each
-    token, that token included; b: [c, n, U, q, Z]; start: [c, n, U, Z, O·P], the state before each chunk.
+    x: [c, n, q, J, P]; dt: [c, n, J, q]; log_decay: [c, n, J, q], sum of dt·A from the chunk's start to each token,
+    that token included; b: [c, n, U, q, Z]; start: [c, n, U, Z, O·P], the state before each chunk.
     """
 
     x: jax.Array
+    dt: jax.Array
     log_decay: jax.Array
     b: jax.Array
     start: jax.Array
@@ -85,49 +88,80 @@ def ssd(
       dt_nSJ: step lengths; 0 leaves the state as it is.
       a_J: A, negative.
       start_nJPZ: h before the first token.
-      chunk_size: tokens a chunk; the cost inside chunks grows with it, that across them falls.
+      chunk_size: tokens a chunk (on CPU at most CPU_CHUNK); the cost inside chunks grows with it, that across falls.
 
     Returns:
       y_nSJP; the state after the last token [n, J, P, Z]; and the chunks.
     """
     n, S, J, P = x_nSJP.shape
     U, Z = b_nSUZ.shape[2:]
-    O, q = J // U, min(chunk_size, S)
+    O, q = J // U, min(chunk_size, S, CPU_CHUNK if _on_cpu() else S)
+    g = n * U  # groups of all sequences. An axis of one sequence would be laid out anew, at the cost of copying x
 
     def chunked(array_nS):  # whole chunks first, padded with zero steps
         array_nS = array_nS.astype(jnp.float32)
         array_nS = jnp.pad(array_nS, [(0, 0), (0, -S % q)] + [(0, 0)] * (array_nS.ndim - 2))
-        return jnp.moveaxis(array_nS.reshape(n, -1, q, *array_nS.shape[2:]), 1, 0)
+        return array_nS.reshape(n, -1, q, *array_nS.shape[2:]).swapaxes(0, 1)
 
-    x = chunked(x_nSJP * dt_nSJ.astype(jnp.float32)[..., None])
-    log_decay = jnp.cumsum(chunked(dt_nSJ) * a_J, 2)
-    b, c = (chunked(array).swapaxes(2, 3) for array in (b_nSUZ, c_nSUZ))
+    x = chunked(x_nSJP).reshape(-1, n * q, J, P)
+    dt_cnJq = chunked(dt_nSJ).swapaxes(2, 3)
+    dt, log_decay = (array.reshape(-1, g, O, q) for array in (dt_cnJq, jnp.cumsum(dt_cnJq * a_J[:, None], -1)))
+    b, c = (chunked(array).swapaxes(2, 3).reshape(-1, g, q, Z) for array in (b_nSUZ, c_nSUZ))
     causal_qk = jnp.tril(jnp.ones((q, q), bool))
 
-    def by_group(x_nqJP):  # heads of a group side by side: one product serves them all
-        return x_nqJP.reshape(n, q, U, O * P).swapaxes(1, 2)
+    def times(x_gqp, factor_gOq):  # each head by a factor of its own
+        return (x_gqp.reshape(g, q, O, P) * factor_gOq.swapaxes(1, 2)[..., None]).reshape(g, q, O * P)
 
-    def one_chunk(state_nUZp, chunk):
-        x_nqJP, log_decay_nqJ, b_nUqZ, c_nUqZ = chunk
+    def one_chunk(state_gZp, x, dt_gOq, log_decay_gOq, b_gqZ, c_gqZ):
+        x_nqUOP = x.reshape(n, q, U, O, P)
         # Inside the chunk: token q reads token k <= q through C_q B_k, decayed by what lies between.
-        log_decay_nUOq = log_decay_nqJ.reshape(n, q, U, O).transpose(0, 2, 3, 1)
-        between = log_decay_nUOq[..., :, None] - log_decay_nUOq[..., None, :]
-        between = jnp.exp(jnp.where(causal_qk, between, -jnp.inf))
-        weight_nUOqk = jnp.einsum("nuqz,nukz->nuqk", c_nUqZ, b_nUqZ)[:, :, None] * between
-        x_nUOqP = x_nqJP.reshape(n, q, U, O, P).transpose(0, 2, 3, 1, 4)
-        y_nqJP = (weight_nUOqk @ x_nUOqP).transpose(0, 3, 1, 2, 4).reshape(n, q, J, P)
-        # From the state before it, and what it adds to the state after it.
-        from_state = (c_nUqZ @ state_nUZp).swapaxes(1, 2).reshape(n, q, J, P)
-        y_nqJP += from_state * jnp.exp(log_decay_nqJ)[..., None]
-        to_end_nqJ = jnp.exp(log_decay_nqJ[:, -1:] - log_decay_nqJ)
-        added = b_nUqZ.swapaxes(2, 3) @ by_group(x_nqJP * to_end_nqJ[..., None])
-        decay_nU1p = jnp.repeat(jnp.exp(log_decay_nqJ[:, -1]).reshape(n, U, 1, O), P, -1)
-        return state_nUZp * decay_nU1p + added, (y_nqJP, state_nUZp)
+        between = log_decay_gOq[..., :, None] - log_decay_gOq[..., None, :]
+        between = jnp.exp(jnp.where(causal_qk, between, -jnp.inf)) * dt_gOq[..., None, :]
+        weight_gOqk = (c_gqZ @ b_gqZ.swapaxes(1, 2))[:, None] * between
+        y_gOqP = weight_gOqk @ x_nqUOP.transpose(0, 2, 3, 1, 4).reshape(g, O, q, P)
+        # From the state before it, and what it adds to the state after it: one product for all heads of a group.
+        from_state = times(c_gqZ @ state_gZp, jnp.exp(log_decay_gOq))
+        y_gqp = y_gOqP.swapaxes(1, 2).reshape(g, q, O * P) + from_state
+        left_gOq = jnp.exp(log_decay_gOq[..., -1:] - log_decay_gOq) * dt_gOq
+        added_gZp = b_gqZ.swapaxes(1, 2) @ times(x_nqUOP.swapaxes(1, 2), left_gOq)
+        return y_gqp.reshape(n, U, q, O * P).swapaxes(1, 2).reshape(x.shape), added_gZp
 
-    start_nUZp = start_nJPZ.astype(jnp.float32).reshape(n, U, O * P, Z).swapaxes(2, 3)
-    end_nUZp, (y, start) = jax.lax.scan(one_chunk, start_nUZp, (x, log_decay, b, c))
-    y_nSJP = jnp.moveaxis(y, 0, 1).reshape(n, -1, J, P)[:, :S]
-    return y_nSJP, end_nUZp.swapaxes(2, 3).reshape(n, J, P, Z), Chunks(x, log_decay, b, start)
+    one_chunk = _on_buffers(jax.checkpoint(one_chunk))  # recomputed for the gradient: cheaper than keeping weights
+
+    def step(carry, chunk):
+        state_gZp, index = carry
+        y, added_gZp = one_chunk(index, state_gZp, *chunk)
+        _, _, log_decay_gOq, _, _ = chunk
+        decay_g1p = jnp.repeat(jnp.exp(log_decay_gOq[..., -1]), P, -1)[:, None]
+        return (state_gZp * decay_g1p + added_gZp, index + 1), (y, state_gZp)
+
+    start_gZp = start_nJPZ.astype(jnp.float32).reshape(g, O * P, Z).swapaxes(1, 2)
+    (end_gZp, _), (y, start) = jax.lax.scan(step, (start_gZp, 0), (x, dt, log_decay, b, c))
+    y_nSJP = y.reshape(-1, n, q, J, P).swapaxes(0, 1).reshape(n, -1, J, P)[:, :S]
+    dt, log_decay = (array.reshape(-1, n, J, q) for array in (dt, log_decay))
+    b, start = (array.reshape(-1, n, U, *array.shape[2:]) for array in (b, start))
+    chunks = Chunks(x.reshape(-1, n, q, J, P), dt, log_decay, b, start)
+    return y_nSJP, end_gZp.swapaxes(1, 2).reshape(n, J, P, Z), chunks
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _on_buffers(one_chunk):
+    """`one_chunk(index, *arrays)` that, on CPU, finds its arrays in buffers of their own.
+
+    XLA merges the loop's reads and writes at `index` into whatever computes with them, and LLVM vectorises none of
+    that: each element loads the index again. A branch is not merged into, though this one is always taken.
+    """
+
+    def branched(index, *arrays):
+        def never(*arrays):
+            return jax.tree.map(jnp.zeros_like, jax.eval_shape(one_chunk, *arrays))
+
+        return jax.lax.cond(index >= 0, one_chunk, never, *arrays)
+
+    return branched if _on_cpu() else lambda index, *arrays: one_chunk(*arrays)
 
 
 def states_at(chunks: Chunks, stop_nK: jax.Array) -> jax.Array:
@@ -135,20 +169,20 @@ def states_at(chunks: Chunks, stop_nK: jax.Array) -> jax.Array:
     c, _, q, J, P = chunks.x.shape
     U, Z = chunks.b.shape[2], chunks.b.shape[-1]
 
-    def one(x, log_decay, b, start, stop):
+    def one(x, dt, log_decay, b, start, stop):
         chunk = jnp.clip((stop - 1) // q, 0, c - 1)
-        log_decay_qJ = log_decay[chunk]
+        log_decay_Jq = log_decay[chunk]
         # Decay up to the stop: entry `stop - 1` within the chunk, nothing where the stop is the chunk's start.
         inside = stop - chunk * q
-        up_to_J = jnp.where(inside > 0, log_decay_qJ[jnp.maximum(inside - 1, 0)], 0.0)
-        left_qJ = jnp.exp(jnp.where((jnp.arange(q) < inside)[:, None], up_to_J - log_decay_qJ, -jnp.inf))
-        left_qUp = (x[chunk] * left_qJ[..., None]).reshape(q, U, -1)
+        up_to_J = jnp.where(inside > 0, log_decay_Jq[:, jnp.maximum(inside - 1, 0)], 0.0)
+        left_Jq = jnp.exp(jnp.where(jnp.arange(q) < inside, up_to_J[:, None] - log_decay_Jq, -jnp.inf)) * dt[chunk]
+        left_qUp = (x[chunk] * left_Jq.T[..., None]).reshape(q, U, -1)
         added_UpZ = jnp.einsum("qup,uqz->upz", left_qUp, b[chunk])
         start_UpZ = start[chunk].swapaxes(1, 2) * jnp.repeat(jnp.exp(up_to_J), P).reshape(U, -1, 1)
         return (start_UpZ + added_UpZ).reshape(J, P, Z)
 
-    over_stops = jax.vmap(one, (None, None, None, None, 0))
-    return jax.vmap(over_stops, (1, 1, 1, 1, 0))(*chunks, stop_nK)
+    over_stops = jax.vmap(one, (None,) * 5 + (0,))
+    return jax.vmap(over_stops, (1,) * 5 + (0,))(*chunks, stop_nK)
 
 
 def ssd_step(

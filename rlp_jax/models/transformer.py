@@ -11,16 +11,31 @@ import jax
 import jax.numpy as jnp
 
 from rlp_jax.models import cache as cache_lib
-from rlp_jax.models.blocks import Attention, ModelConfig, View, global_view, head_angles, make_embed, unembed
+from rlp_jax.models.blocks import (
+    Attention,
+    ModelConfig,
+    View,
+    global_view,
+    head_angles,
+    make_embed,
+    rematerialised,
+    unembed,
+)
 from rlp_jax.models.cache import Cache
 from rlp_jax.models.hybrid import Hybrid
 from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm
+from rlp_jax.models.self_attention import Layout, causal
 
 Params = dict[str, Any]
 
 
 def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, everything: View) -> View:
     """The view of layers with a window: distances count positions of the sequence, across prefix and branch."""
+    rotary = everything.rotary
+    if cfg.local_rope_theta is not None:
+        rotary = head_angles(position_BRS, cfg.head_dim, cfg.local_rope_theta)
+    if cache is None:
+        return everything._replace(rotary=rotary, ranges=everything.ranges.within(cfg.window, position_BRS[:, 0]))
     s_S = jnp.arange(position_BRS.shape[-1])
     new_mask = everything.new_mask & (s_S[:, None] - s_S < cfg.window)
     prefix_mask = branch_mask = None
@@ -30,10 +45,8 @@ def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, e
     if everything.branch_mask is not None:
         written = cache.written if everything.column is None else cache.written + s_S.size
         number_C = cache_lib.token_numbers(everything.branch_mask.shape[-1], written)
-        branch_mask = everything.branch_mask & (cache.written + s_S[:, None] - number_C < cfg.window)
-    rotary = everything.rotary
-    if cfg.local_rope_theta is not None:
-        rotary = head_angles(position_BRS, cfg.head_dim, cfg.local_rope_theta)
+        position_BR1C = number_C + (cache.prefix_length_BR - cache.start_BR)[..., None, None]
+        branch_mask = everything.branch_mask & (position_BRS[..., None] - position_BR1C < cfg.window)
     return View(rotary, prefix_mask, branch_mask, new_mask, everything.column)
 
 
@@ -75,7 +88,7 @@ class Transformer(nn.Module):
     def setup(self):
         cfg = self.config
         self.embed = make_embed(cfg)
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        block = rematerialised(Block, cfg.remat)
         if cfg.scan_layers:
             self.layers = nn.scan(
                 block,
@@ -90,25 +103,33 @@ class Transformer(nn.Module):
         if not cfg.tie_embeddings:
             self.head = Dense((cfg.vocab_size,))
 
-    def __call__(self, tokens_BRS: jax.Array, cache: Cache | None):
-        """Hidden states [B, R, S, D] and the new keys and values [Y, B, M, R, S, E] (unrolled: the rings with them)."""
+    def __call__(self, tokens_BRS: jax.Array, cache: Cache | None, layout: Layout | None = None):
+        """Hidden states [B, R, S, D] and the new keys and values [Y, B, M, R, S, E] (unrolled: the rings with them).
+
+        `layout` says what stands where in packed sequences, which have no cache.
+        """
         cfg = self.config
-        position_BRS = jnp.arange(tokens_BRS.shape[2])[None, None]
-        past = (None, None, None, None)
+        position_BRS, past = jnp.arange(tokens_BRS.shape[2])[None, None], None
+        if layout is not None:
+            position_BRS = layout.position_BC[:, None]
         if cache is not None:
             past = (cache.prefix_k, cache.prefix_v, cache.branch_k, cache.branch_v)
-            position_BRS = position_BRS + (cache.prefix_length_BR + cache.written - cache.start_BR)[..., None]
+            position_BRS = position_BRS + (cache.prefix_length_BR + cache_lib.own_tokens(cache))[..., None]
         x_BRSD = self.embed(tokens_BRS)
         if cfg.scale_embeddings:
             x_BRSD = x_BRSD * jnp.asarray(cfg.d_model**0.5, cfg.dtype)
         everything, local_Y = global_view(cfg, cache, position_BRS), cfg.local_Y
+        if layout is not None:
+            everything = everything._replace(ranges=layout.ranges)
+        elif cache is None and local_Y:
+            everything = everything._replace(ranges=causal(tokens_BRS.shape[2]))
         shared = (everything, local_view(cfg, cache, position_BRS, everything) if local_Y else None)
         if cfg.scan_layers:
             x_BRSD, new = self.layers(x_BRSD, past, jnp.asarray(local_Y) if local_Y else None, shared)
         else:
             new = []
             for y, layer in enumerate(self.layers):
-                past_y = tuple(None if x is None else x[y] for x in past)
+                past_y = past and tuple(None if x is None else x[y] for x in past)
                 x_BRSD, new_y = layer(x_BRSD, past_y, local_Y[y] if local_Y else None, shared)
                 new.append(new_y)
             new = tuple(zip(*new, strict=True))
@@ -202,6 +223,16 @@ class LanguageModel:
         else:
             cache = cache_lib.append(cache, tokens_BRS.shape[-1], k, v, states, in_place=not self.config.scan_layers)
         return (hidden[:, 0] if tokens.ndim == 2 else hidden), cache
+
+    def hidden_packed(self, params: Params, tokens_BC: jax.Array, layout: Layout) -> jax.Array:
+        """Final hidden states [B, C, D] of sequences that hold documents and branches one after another.
+
+        Raises:
+          ValueError: a hybrid, whose recurrent layers would carry one document's state into the next.
+        """
+        if self.config.hybrid is not None:
+            raise ValueError("a model with recurrent layers cannot read packed sequences: use `hidden` and `fork`")
+        return self.module.apply({"params": params}, tokens_BC[:, None], None, layout)[0][:, 0]
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of final hidden states [..., D]."""

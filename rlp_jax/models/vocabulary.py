@@ -38,6 +38,7 @@ def token_logprobs(
     temperature: float | jax.Array = 1.0,
     filter_fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     chunk: int | None = None,
+    count: jax.Array | None = None,
 ) -> TokenScores:
     """log p(token) under softmax(filter(unembed(hidden) / temperature)); what a caller leaves unused is not computed.
 
@@ -47,28 +48,100 @@ def token_logprobs(
       token: [...] int32, the leading axes of hidden_D.
       temperature: divides the logits.
       filter_fn: (logits_V, token) -> logits_V of one token, after the temperature: -inf where it forbids.
-      chunk: tokens whose logits are held together; by default as many as CHUNK_BYTES hold. Where all tokens fit, there
-        is no loop and nothing is computed twice.
+      chunk: places along the last axis of `token` whose logits are held together; by default as many as CHUNK_BYTES
+        hold. Where all fit, there is no loop and nothing is computed twice.
+      count: int scalar, only the first `count` places along the last axis are wanted. Chunks beyond are not computed
+        and give zeros.
     """
-    shape, D = token.shape, hidden_D.shape[-1]
-    hidden_nD, token_n = hidden_D.reshape(-1, D), token.reshape(-1)
     score = functools.partial(_score, unembed, temperature, filter_fn)
-    n = token_n.size
+    n = token.shape[-1]
     if chunk is None:
-        chunk = chunk_tokens(jax.eval_shape(unembed, hidden_nD[:1]).shape[-1])
+        rows = max(1, token.size // max(n, 1))
+        vocab_size = jax.eval_shape(unembed, hidden_D.reshape(-1, hidden_D.shape[-1])[:1]).shape[-1]
+        chunk = max(1, chunk_tokens(vocab_size) // rows)
+    if count is not None:
+        pure_unembed, constants = jax.closure_convert(unembed, hidden_D.reshape(-1, hidden_D.shape[-1])[:1])
+        return _first_places((pure_unembed, temperature, filter_fn, chunk), constants, hidden_D, token, count)
     if n <= chunk:
-        scores = score(hidden_nD, token_n)
-    else:
-        count = -(-n // chunk)
-        chunk = -(-n // count)  # as even as can be: less padding
-        pad = count * chunk - n
-        hidden_cnD = jnp.pad(hidden_nD, ((0, pad), (0, 0))).reshape(count, chunk, D)
-        token_cn = jnp.pad(token_n, (0, pad)).reshape(count, chunk)
-        kept = jax.checkpoint_policies.save_only_these_names(_KEPT)
-        one_chunk = jax.checkpoint(score, policy=kept, prevent_cse=False)  # a scan's body: nothing to merge with
-        scores = jax.lax.map(lambda inputs: one_chunk(*inputs), (hidden_cnD, token_cn))
-        scores = jax.tree.map(lambda x: x.reshape(-1)[:n], scores)
-    return jax.tree.map(lambda x: x.reshape(shape), scores)
+        return score(hidden_D, token)
+    chunks = max(1, -(-n // chunk))
+    chunk = -(-n // chunks)  # as even as can be: less padding
+
+    def cut(x, axis):  # the axis of places into chunks, which come first
+        axis += x.ndim
+        x = jnp.pad(x, [(0, chunks * chunk - n if i == axis else 0) for i in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], chunks, chunk, *x.shape[axis + 1 :]), axis, 0)
+
+    kept = jax.checkpoint_policies.save_only_these_names(_KEPT)
+    one_chunk = jax.checkpoint(score, policy=kept, prevent_cse=False)  # a scan's body: nothing to merge with
+
+    scores = jax.lax.map(lambda inputs: one_chunk(*inputs), (cut(hidden_D, -2), cut(token, -1)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*token.shape[:-1], -1)[..., :n], scores)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _first_places(how, constants, hidden_D, token, count) -> TokenScores:
+    """Scores of the first `count` places, in as many turns of a loop as they need.
+
+    `how` is what does not change: unembed(hidden, *constants), temperature, filter and chunk. The gradient is the same
+    loop again, since JAX cannot run one backwards whose turns it does not know.
+    """
+    *_, chunk = how
+    n = token.shape[-1]
+    hidden_D, token = _pad_places(hidden_D, -2, chunk), _pad_places(token, -1, chunk)
+
+    def one_chunk(i, scores):
+        new = _score_chunk(how, constants, _chunk(hidden_D, -2, i, chunk), _chunk(token, -1, i, chunk))
+        return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * chunk, x.ndim - 1), scores, new)
+
+    nothing = jnp.zeros(token.shape)
+    start = TokenScores(nothing, nothing, jnp.zeros(token.shape, bool))
+    scores = jax.lax.fori_loop(0, -(-count // chunk), one_chunk, start)
+    return jax.tree.map(lambda x: x[..., :n], scores)
+
+
+def _first_places_forward(how, constants, hidden_D, token, count):
+    return _first_places(how, constants, hidden_D, token, count), (constants, hidden_D, token, count)
+
+
+def _first_places_backward(how, residuals, d_scores: TokenScores):
+    constants, hidden_D, token, count = residuals
+    *_, chunk = how
+    n = token.shape[-1]
+    hidden_D, token = _pad_places(hidden_D, -2, chunk), _pad_places(token, -1, chunk)
+    d_logprob = _pad_places(d_scores.logprob, -1, chunk)
+
+    def one_chunk(i, carry):
+        d_constants, d_hidden_D = carry
+        token_c = _chunk(token, -1, i, chunk)
+        _, pull = jax.vjp(
+            lambda *args: _score_chunk(how, *args, token_c).logprob, constants, _chunk(hidden_D, -2, i, chunk)
+        )
+        new_constants, new_D = pull(_chunk(d_logprob, -1, i, chunk))
+        d_hidden_D = jax.lax.dynamic_update_slice_in_dim(d_hidden_D, new_D, i * chunk, d_hidden_D.ndim - 2)
+        return jax.tree.map(jnp.add, d_constants, new_constants), d_hidden_D
+
+    start = jax.tree.map(jnp.zeros_like, (constants, hidden_D))
+    d_constants, d_hidden_D = jax.lax.fori_loop(0, -(-count // chunk), one_chunk, start)
+    return d_constants, d_hidden_D[..., :n, :], None, None
+
+
+_first_places.defvjp(_first_places_forward, _first_places_backward)
+
+
+def _score_chunk(how, constants, hidden_D, token):
+    unembed, temperature, filter_fn, _ = how
+    return _score(lambda x: unembed(x, *constants), temperature, filter_fn, hidden_D, token)
+
+
+def _pad_places(x, axis: int, multiple: int):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths)
+
+
+def _chunk(x, axis: int, i, chunk: int):
+    return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, x.ndim + axis)
 
 
 def chunk_tokens(vocab_size: int) -> int:
@@ -76,7 +149,13 @@ def chunk_tokens(vocab_size: int) -> int:
     return max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
-def _score(unembed, temperature, filter_fn, hidden_nD: jax.Array, token_n: jax.Array) -> TokenScores:
+def _score(unembed, temperature, filter_fn, hidden_D: jax.Array, token: jax.Array) -> TokenScores:
+    hidden_nD, token_n = hidden_D.reshape(-1, hidden_D.shape[-1]), token.reshape(-1)
+    scores = _score_flat(unembed, temperature, filter_fn, hidden_nD, token_n)
+    return jax.tree.map(lambda x: x.reshape(token.shape), scores)
+
+
+def _score_flat(unembed, temperature, filter_fn, hidden_nD: jax.Array, token_n: jax.Array) -> TokenScores:
     logits_nV = unembed(hidden_nD)
     if not (isinstance(temperature, float) and temperature == 1.0):
         logits_nV = logits_nV / temperature

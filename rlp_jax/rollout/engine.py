@@ -7,9 +7,12 @@ longest thought of each round. A thought's randomness comes from its own key, so
 
 All slots write their keys and values into the same column of a ring, which needs no scatter: a slot knows the number of
 its thought's first token, and sees what came after it. The ring starts small and grows when a thought outlives it.
+
+Where every thought has a slot of its own, the ring still holds all of them at the end: the true tokens after them are
+then scored from there, without reading documents and thoughts again.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from rlp_jax.models.mamba2 import MambaState
 from rlp_jax.models.transformer import LanguageModel, Params, unstack_layers
 from rlp_jax.rollout.filters import KEEP_ALL, Filter
 from rlp_jax.rollout.sampling import Rollout, inverse_cdf
+from rlp_jax.rollout.scoring import score_ended
 
 SMALLEST_RING = 64  # thought tokens that the first ring has room for
 GROWTH = 4  # each ring to the next; every size is compiled
@@ -57,6 +61,7 @@ def sample_thoughts(
     keep: Filter = KEEP_ALL,
     limit_BR: jax.Array | None = None,
     unroll: bool | None = None,
+    target_BRH: jax.Array | None = None,
 ) -> Rollout:
     """Samples R thoughts a document: step 1 of the algorithm, c ~ pi(. | x_<t) (RLP, arXiv 2510.01265, section 3).
 
@@ -73,9 +78,10 @@ def sample_thoughts(
       keep: which tokens may be drawn.
       limit_BR: thoughts end after this many tokens, at most L; for workloads of known lengths.
       unroll: decode with unrolled layers (`LanguageModel.unrolled`); None: on CPU, where it pays.
+      target_BRH: the true tokens after each thought, to be scored as well; every thought needs a slot of its own.
 
     Raises:
-      ValueError: no opening tag, or R is no multiple of G.
+      ValueError: no opening tag, R is no multiple of G, or true tokens to score with fewer slots than thoughts.
     """
     B, R = prefix_length_BR.shape
     if not open_tokens or R % group_size:
@@ -84,10 +90,15 @@ def sample_thoughts(
         model, params, cache = model.unrolled(), unstack_layers(params), unstack_cache(cache)
     limit_BR = jnp.full((B, R), max_tokens) if limit_BR is None else jnp.minimum(limit_BR, max_tokens)
     Q = R if slots is None else min(slots, R)
+    if target_BRH is not None and Q < R:
+        raise ValueError(f"{R} thoughts in {Q} slots overwrite each other: without them true tokens cannot be scored")
     prefix_length_BK = prefix_length_BR[:, ::group_size]
     opening = read_opening(model, params, cache, prefix_length_BK, open_tokens)
     close_C = jnp.asarray(close_tokens, jnp.int32)
-    engine = Engine(model, params, opening, prefix_length_BK, group_size, key_BR, limit_BR, close_C, temperature, keep)
+    engine = Engine(
+        model, params, opening, prefix_length_BK, group_size, key_BR, limit_BR, close_C, temperature, keep,
+        hold=target_BRH is not None,
+    )  # fmt: skip
     sizes = ring_sizes(max_tokens)
     carry = engine.refill(engine.idle(Q, max_tokens, len(open_tokens) + sizes[0]))
     for size in sizes:
@@ -108,7 +119,11 @@ def sample_thoughts(
             return engine.refill(jax.lax.while_loop(until_one_ends, engine.one_token, carry))
 
         carry = jax.lax.while_loop(going_on, stretch, carry)
-    return carry.out
+    if target_BRH is None:
+        return carry.out
+    cache = carry.cache._replace(end_BR=carry.cache.start_BR + len(open_tokens) + carry.out.length_BR)
+    scores = score_ended(model, params, cache, carry.slots.hidden_BQD, carry.out.stopped_BR, target_BRH, close_tokens)
+    return carry.out._replace(target_logprob_BRH=scores.logprob, target_correct_BRH=scores.correct)
 
 
 def ring_sizes(max_tokens: int) -> tuple[int, ...]:
@@ -152,6 +167,7 @@ class Engine(NamedTuple):
     close_C: jax.Array
     temperature: float
     keep: Filter
+    hold: bool  # an ended thought's hidden and recurrent states stay as they were after its last token
 
     def idle(self, Q: int, max_tokens: int, columns: int) -> Carry:
         """Before the first refill: Q idle slots a document, a ring of empty columns, the first of them for the tag."""
@@ -194,29 +210,21 @@ class Engine(NamedTuple):
                 ring_CE = write(ring_CE, new_1E, at)
             return ring_CE
 
-        def choose(new, old, own_axes=0):
-            mask = new_BQ.reshape(*new_BQ.shape, *(1,) * own_axes)
-            return jax.tree.map(lambda x, y: jnp.where(mask, x, y), new, old)
-
-        def restart(new: MambaState, old: MambaState) -> MambaState:
-            return MambaState(choose(new.ssm, old.ssm, 3), choose(new.conv, old.conv, 2))
-
         hidden_BQD = jnp.take_along_axis(self.opening.hidden_BKD, position_BQ[..., None], 1)
         cache = cache._replace(
             branch_k=jax.tree.map(put, cache.branch_k, opened.branch_k),
             branch_v=jax.tree.map(put, cache.branch_v, opened.branch_v),
-            states=jax.tree.map(
-                restart, gather_states(opened.states, position_BQ), cache.states,
-                is_leaf=lambda x: isinstance(x, MambaState),
+            states=choose_states(new_BQ, gather_states(opened.states, position_BQ), cache.states),
+            prefix_length_BR=jnp.where(
+                new_BQ, jnp.take_along_axis(self.prefix_length_BK, position_BQ, 1), cache.prefix_length_BR
             ),
-            prefix_length_BR=choose(jnp.take_along_axis(self.prefix_length_BK, position_BQ, 1), cache.prefix_length_BR),
-            start_BR=choose(cache.written - opened.written, cache.start_BR),
+            start_BR=jnp.where(new_BQ, cache.written - opened.written, cache.start_BR),
         )  # fmt: skip
         slots = Slots(
             request_BQ,
             jnp.where(new_BQ, 0, slots.taken_BQ),
             slots.live_BQ | new_BQ,
-            choose(hidden_BQD, slots.hidden_BQD, 1),
+            choose(new_BQ, hidden_BQD, slots.hidden_BQD, 1),
             jnp.where(new_BQ[..., None], -1, slots.recent_BQC),
         )
         return Carry(cache, slots, carry.next_B + new_BQ.sum(-1), carry.out)
@@ -250,8 +258,27 @@ class Engine(NamedTuple):
             jax.vmap(note_one)(out.stopped_BR, stopped_BQ, where),
             jax.vmap(note)(out.logprob_BRL, logprob_BQ, where, slots.taken_BQ),
         )
-        hidden_BQSD, cache = self.model.hidden(self.params, token_BQ[..., None], cache)
-        return Carry(cache, Slots(slots.request_BQ, taken_BQ, live_BQ, hidden_BQSD[:, :, 0], recent_BQC), next_B, out)
+        hidden_BQSD, read = self.model.hidden(self.params, token_BQ[..., None], cache)
+        hidden_BQD = hidden_BQSD[:, :, 0]
+        if self.hold:
+            hidden_BQD = choose(slots.live_BQ, hidden_BQD, slots.hidden_BQD, 1)
+            read = read._replace(states=choose_states(slots.live_BQ, read.states, cache.states))
+        return Carry(read, Slots(slots.request_BQ, taken_BQ, live_BQ, hidden_BQD, recent_BQC), next_B, out)
+
+
+def choose(new_BQ: jax.Array, new: Any, old: Any, own_axes: int) -> Any:
+    """Leaves [..., B, Q, *own] with slots of `new` where the mask says so and of `old` elsewhere."""
+    mask = new_BQ.reshape(*new_BQ.shape, *(1,) * own_axes)
+    return jax.tree.map(lambda x, y: jnp.where(mask, x, y), new, old)
+
+
+def choose_states(new_BQ: jax.Array, new: Any, old: Any) -> Any:
+    """The same of a hybrid's recurrent states; None for other models."""
+
+    def of_layer(new: MambaState, old: MambaState) -> MambaState:
+        return MambaState(choose(new_BQ, new.ssm, old.ssm, 3), choose(new_BQ, new.conv, old.conv, 2))
+
+    return jax.tree.map(of_layer, new, old, is_leaf=lambda x: isinstance(x, MambaState))
 
 
 def grow(cache: Cache, columns: int) -> Cache:

@@ -16,12 +16,16 @@ class Rollout(NamedTuple):
       length_BR: int32, sampled tokens, at least 1.
       stopped_BR: bool, True where the thought ended with the closing tag, False where it hit the cap.
       logprob_BRL: float32, log pi(token) at the sampling temperature, 0 after the end.
+      target_logprob_BRH, target_correct_BRH: log p(true token | prefix, thought) at temperature 1, and whether it is
+        the most likely one; None unless the rollout was given the true tokens.
     """
 
     thought_BRL: jax.Array
     length_BR: jax.Array
     stopped_BR: jax.Array
     logprob_BRL: jax.Array
+    target_logprob_BRH: jax.Array | None = None
+    target_correct_BRH: jax.Array | None = None
 
 
 def thought_keys(key: jax.Array, document_B: jax.Array, position_BK: jax.Array, group_size: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.cache import Cache, fork
 from rlp_jax.models.transformer import LanguageModel, Params
-from rlp_jax.models.vocabulary import token_logprobs
+from rlp_jax.models.vocabulary import TokenScores, token_logprobs
 from rlp_jax.rollout.filters import KEEP_ALL, Filter
 
 
@@ -65,26 +65,34 @@ def lay_out(thoughts: Thoughts, target_BRH: jax.Array, template: TemplateTokens)
       index_BRH into S: the token after which target h is predicted.
     """
     B, R, L = thoughts.thought_BRL.shape
-    H, n_open, n_close = target_BRH.shape[-1], len(template.open), len(template.close)
+    n_open, tail, appended_BR1 = len(template.open), *lay_out_tail(thoughts.stopped_BR, target_BRH, template.close)
     opening = jnp.broadcast_to(jnp.asarray(template.open, jnp.int32), (B, R, n_open))
-    closing = jnp.broadcast_to(jnp.asarray(template.close, jnp.int32), (B, R, n_close))
-    known = target_BRH[..., : H - 1].astype(jnp.int32)
-    spare = jnp.zeros((B, R, n_close), jnp.int32)
-    tail = jnp.where(
-        thoughts.stopped_BR[..., None],
-        jnp.concatenate([known, spare], -1),
-        jnp.concatenate([closing, known], -1),
-    )
-    S = n_open + L + n_close + H - 1
+    n_tail, H = tail.shape[-1], target_BRH.shape[-1]
+    S = n_open + L + n_tail
     head = jnp.concatenate([opening, thoughts.thought_BRL, jnp.zeros((B, R, S - n_open - L), jnp.int32)], -1)
     tail_start_BR1 = n_open + thoughts.length_BR[..., None]
     into_tail_BRS = jnp.arange(S) - tail_start_BR1
-    n_tail = tail.shape[-1]
     from_tail = jnp.take_along_axis(tail, jnp.clip(into_tail_BRS, 0, n_tail - 1), -1)
     from_tail = jnp.where(into_tail_BRS < n_tail, from_tail, 0)
     tokens_BRS = jnp.where(into_tail_BRS < 0, head, from_tail)
-    appended_BR1 = jnp.where(thoughts.stopped_BR, 0, n_close)[..., None]
     return tokens_BRS, tail_start_BR1 + appended_BR1 - 1 + jnp.arange(H)
+
+
+def lay_out_tail(
+    stopped_BR: jax.Array, target_BRH: jax.Array, close_tokens: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """What follows a thought's last token: the closing tag where the thought has none, and the known targets.
+
+    Returns:
+      tokens [B, R, close + H - 1], right-padded with 0, and how many of them are the tag, [B, R, 1].
+    """
+    shape, n_close = stopped_BR.shape, len(close_tokens)
+    closing = jnp.broadcast_to(jnp.asarray(close_tokens, jnp.int32), (*shape, n_close))
+    known = target_BRH[..., :-1].astype(jnp.int32)
+    spare = jnp.zeros((*shape, n_close), jnp.int32)
+    stopped_BR1 = stopped_BR[..., None]
+    tail = jnp.where(stopped_BR1, jnp.concatenate([known, spare], -1), jnp.concatenate([closing, known], -1))
+    return tail, jnp.where(stopped_BR1, 0, n_close)
 
 
 def score_branches(
@@ -115,6 +123,29 @@ def score_branches(
     hidden_BRHD = jnp.take_along_axis(hidden_BRSD, index_BRH[..., None], 2)
     of_target = token_logprobs(unembed, hidden_BRHD, target_BRH)
     return BranchScores(of_thought.logprob, of_thought.entropy, of_target.logprob, of_target.correct)
+
+
+def score_ended(
+    model: LanguageModel,
+    params: Params,
+    cache: Cache,
+    hidden_BRD: jax.Array,
+    stopped_BR: jax.Array,
+    target_BRH: jax.Array,
+    close_tokens: tuple[int, ...],
+) -> TokenScores:
+    """Equation (3) from branches whose thoughts are in the cache already: reads closing tag and known targets only.
+
+    Args:
+      cache: with `end_BR`.
+      hidden_BRD: after each thought's last token.
+    """
+    tail, appended_BR1 = lay_out_tail(stopped_BR, target_BRH, close_tokens)
+    hidden_BRSD, _ = model.hidden(params, tail, cache)
+    hidden_BRSD = jnp.concatenate([hidden_BRD[:, :, None], hidden_BRSD], 2)
+    index_BRH = appended_BR1 + jnp.arange(target_BRH.shape[-1])
+    hidden_BRHD = jnp.take_along_axis(hidden_BRSD, index_BRH[..., None], 2)
+    return token_logprobs(functools.partial(model.unembed, params), hidden_BRHD, target_BRH)
 
 
 class Baseline(NamedTuple):

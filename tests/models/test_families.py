@@ -136,7 +136,7 @@ def test_a_window_of_the_whole_sequence_is_none():
 @families
 @pytest.mark.parametrize("several", [False, True])
 def test_logprobs_and_gradients_of_shared_and_separate_sequences(family, several):
-    (shared, shared_grads), (unshared, unshared_grads), length_BR = both_ways(family, False, several)
+    (shared, shared_grads), (unshared, unshared_grads), length_BR = both_ways(family, "none", several)
     inside_BRL = np.arange(shared[0].shape[-1]) < length_BR[..., None]
     assert relative_error(np.where(inside_BRL, shared[0], 0), unshared[0]) < SHARING_TOLERANCE
     assert relative_error(shared[1], unshared[1]) < SHARING_TOLERANCE
@@ -145,7 +145,7 @@ def test_logprobs_and_gradients_of_shared_and_separate_sequences(family, several
 
 @families
 def test_bfloat16_and_remat(family):
-    model, half, again = tiny(family), tiny(family, compute_dtype="bfloat16"), tiny(family, remat=True)
+    model, half, again = tiny(family), tiny(family, compute_dtype="bfloat16"), tiny(family, remat="layer")
     params, tokens = rough_params(model), np.random.default_rng(0).integers(0, 50, (4, 12))
     exact = np.asarray(apply(model, params, tokens)[0])
     error = np.sqrt(np.mean((np.asarray(apply(half, params, tokens)[0]) - exact) ** 2)) / np.std(exact)

@@ -228,7 +228,7 @@ def test_padding_and_what_follows_a_stop_have_no_effect():
 # -------------------------------------------------------------------------------------- thoughts, and gradients
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "elementwise", "layer"])
 def test_logprobs_and_gradients_of_shared_and_separate_sequences(remat):
     """K positions of a document, thoughts of different lengths, closing tags sampled and appended."""
     model, L, H, temperature = hybrid(remat=remat), 5, 2, 0.7

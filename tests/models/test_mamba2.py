@@ -33,8 +33,10 @@ def recurrence(x, dt, a, b, c, start, xp=np):
     return xp.stack(out, 1), xp.stack(states, 1)
 
 
-@pytest.mark.parametrize(("S", "chunk"), [(12, 4), (13, 4), (3, 4), (4, 4), (7, 1), (1, 4), (9, 128)])
-def test_chunks_against_the_recurrence(S, chunk):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # on CPU chunks are smaller, and each is taken in a branch
+@pytest.mark.parametrize(("S", "chunk"), [(12, 4), (13, 4), (3, 4), (4, 4), (7, 1), (1, 4), (9, 128), (150, 128)])
+def test_chunks_against_the_recurrence(S, chunk, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     arrays = inputs(S)
     y, states = recurrence(*(array.astype(np.float64) for array in arrays))
     stop_nK = np.tile(np.arange(S + 1), (n, 1))
@@ -51,7 +53,9 @@ def test_chunks_against_the_recurrence(S, chunk):
     np.testing.assert_allclose(got_states, states, rtol=1e-4, atol=2e-5)
 
 
-def test_gradients_against_those_of_the_recurrence():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_gradients_against_those_of_the_recurrence(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     S, rng = 11, np.random.default_rng(1)
     arrays = [jnp.asarray(array) for array in inputs(S)]
     stop_nK = jnp.array([[0, 4, 11], [3, 8, 9]])

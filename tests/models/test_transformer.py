@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from reference import FAMILIES, apply, relative_error, rough_params, tiny
 
+from rlp_jax.models.blocks import REMAT
 from rlp_jax.models.cache import fork
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -127,14 +128,17 @@ def test_padding_changes_nothing_before_it(family):
 @families
 def test_remat_changes_memory_not_numbers(family):
     results = []
-    for remat in (False, True):
+    for remat in REMAT:
         model = tiny(family, remat=remat)
         params, tokens = rough_params(model), documents(model, 2, 6)
         loss = jax.value_and_grad(lambda p, m=model, t=tokens: jnp.sin(m.apply(p, t)[0]).sum())
         results.append(jax.jit(loss)(params))
-    (value, grads), (remat_value, remat_grads) = results
-    np.testing.assert_allclose(value, remat_value, rtol=1e-5)
-    assert relative_error(remat_grads, grads) < 1e-5
+    (value, grads), *others = results
+    for remat_value, remat_grads in others:
+        np.testing.assert_allclose(value, remat_value, rtol=1e-5)
+        assert relative_error(remat_grads, grads) < 1e-5
+    with pytest.raises(ValueError, match="remat is 'all': choose from none, elementwise, layer"):
+        apply(tiny(family, remat="all"), params, tokens)
 
 
 @families

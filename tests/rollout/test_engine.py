@@ -162,7 +162,7 @@ def test_a_thought_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_unrolled_layers_sample_the_same(family):
-    model = tiny(family, remat=True)
+    model = tiny(family, remat="layer")
     params = rough_params(model)
     prefix_length_BR, key_BR = branches(POSITIONS, 2, RICH)
     scanned, unrolled = (

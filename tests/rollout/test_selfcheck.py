@@ -34,6 +34,20 @@ def test_a_wrong_fork_is_found(error, monkeypatch):
         selfcheck.check_sharing(model, rough_params(model), DOCUMENT)
 
 
+def test_a_wrong_layout_is_found(monkeypatch):
+    """Branches packed behind their document that see one token of it too few."""
+    pack = selfcheck._pack
+
+    def short(*args):
+        tokens_C, layout, place_RS = pack(*args)
+        fewer = layout.ranges._replace(prefix_end_BC=layout.ranges.prefix_end_BC - 1)
+        return tokens_C, layout._replace(ranges=fewer), place_RS
+
+    monkeypatch.setattr(selfcheck, "_pack", short)
+    with pytest.raises(selfcheck.SharingError, match=r"differ by .* nats a token .*float32"):
+        selfcheck.check_sharing(tiny(), rough_params(tiny()), DOCUMENT)
+
+
 def test_nan_on_one_side_is_found_and_on_both_is_not_its_business(monkeypatch):
     fork = selfcheck.fork
     broken = rough_params(tiny())

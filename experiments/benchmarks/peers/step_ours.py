@@ -1,4 +1,4 @@
-"""A step of rlp_jax: `rlp.make_step`'s two halves, as `rlp train` runs them (float32, layers not rematerialised)."""
+"""A step of rlp_jax: `rlp.make_step`'s two halves, as `rlp train` runs them (float32, layers keep their products)."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from rlp_jax.state import init_state, run_key
 
 def prepare(job):
     model, params, _ = rlp_jax.load(job["directory"])
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=False))
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat="elementwise"))
     tokens_BT = np.asarray(job["documents"], np.int32)
     B, T = tokens_BT.shape
     config = Config(

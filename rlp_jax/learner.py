@@ -1,0 +1,349 @@
+"""The gradient of a batch of thoughts: equation (8) of arXiv 2510.01265, a part of the batch at a time.
+
+Parts bound memory and are summed, so they do not change the gradient. For models of attention alone they are bins, into
+which documents and thoughts are packed without padding (`rollout/packing.py`); how many are computed depends on the
+lengths that came out. Recurrent layers cannot be packed: there a part is a few documents, their thoughts padded.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlp_jax import objective
+from rlp_jax.config import Config
+from rlp_jax.data.template import TemplateTokens
+from rlp_jax.models.transformer import LanguageModel, Params
+from rlp_jax.rollout import packing, scoring
+from rlp_jax.rollout.filters import Filter
+
+Batch = dict[str, jax.Array]
+SPARE = 8  # a bin holds so many times more documents than would fit at their longest
+
+
+class Samples(NamedTuple):
+    """What a rollout leaves for the learner.
+
+    position_BK int32, valid_BK bool (False: the document had too few positions, weight 0), s_ema_BKH the baseline's
+    log-probabilities, thought_BKGL int32, length_BKG, stopped_BKG, logprob_BKGL by the sampler. s_pred_BKG where the
+    rollout has scored its thoughts: then logprob_BKGL is log pi_old as well.
+    """
+
+    position_BK: jax.Array
+    valid_BK: jax.Array
+    s_ema_BKH: jax.Array
+    thought_BKGL: jax.Array
+    length_BKG: jax.Array
+    stopped_BKG: jax.Array
+    logprob_BKGL: jax.Array
+    s_pred_BKG: jax.Array | None = None
+
+
+class Scores(NamedTuple):
+    """Rewards of a batch: reward_BKG = s_pred_BKG - s_ema_BK in nats a scored token; advantage_BKG; and the trainer's
+    log pi_old of the thoughts, old_logprob_BKGL, which later updates of the batch are measured against."""
+
+    reward_BKG: jax.Array
+    advantage_BKG: jax.Array
+    s_pred_BKG: jax.Array
+    s_ema_BK: jax.Array
+    old_logprob_BKGL: jax.Array
+
+
+class Part(NamedTuple):
+    """Some of a batch's documents. `scores` None: they are found on the way."""
+
+    batch: Batch
+    samples: Samples
+    scores: Scores | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What the gradient is taken of.
+
+    Attributes:
+      shards: in how many runs of neighbouring documents the batch is spread over devices. Each packs bins of its own,
+        if they divide the batch.
+    """
+
+    model: LanguageModel
+    template: TemplateTokens
+    config: Config
+    shards: int = 1
+
+    @property
+    def packs(self) -> bool:
+        return self.model.config.hybrid is None
+
+    def gradient(
+        self, params: Params, reference_params: Params | None, whole: Part
+    ) -> tuple[Params, dict[str, jax.Array], Scores]:
+        """Gradient of the loss, metrics, and the scores (those of `whole`, or found here)."""
+        samples = whole.samples
+        total = jnp.maximum(samples.valid_BK.sum(), 1).astype(jnp.float32)
+        loss_and_gradient = jax.value_and_grad(_loss, has_aux=True)
+
+        def of_part(part, score):
+            (loss, (sums, scores)), grads = loss_and_gradient(params, reference_params, self.config, part, score, total)
+            return (grads, loss, sums), scores
+
+        (grads, loss, sums), scores, computed = self._over_parts(self.config.rlp.microbatches, whole, of_part)
+        needed = _needed_tokens(self.template, self.config, samples)
+        padding = 1.0 - needed / jnp.maximum(computed, 1.0)
+        return grads, {"loss": loss, "padding": padding} | _metrics(sums, samples, scores), scores
+
+    def scores(self, params: Params, whole: Part) -> Scores:
+        """Rewards and log pi_old without a gradient: from the rollout if it has found them, else by a forward."""
+        if whole.samples.s_pred_BKG is not None:
+            return _scores(whole.samples, whole.samples.s_pred_BKG, whole.samples.logprob_BKGL)
+
+        def of_part(part, score):
+            return (), _loss(params, None, self.config, part, score, jnp.ones(()))[1][1]
+
+        parts = self.config.rlp.microbatches * self.config.rlp.minibatches
+        return self._over_parts(parts, whole, of_part)[1]
+
+    def _over_parts(self, parts: int, whole: Part, of_part: Callable) -> tuple[Any, Scores, jax.Array]:
+        return (self._over_bins if self.packs else self._over_documents)(parts, whole, of_part)
+
+    def _over_bins(self, parts: int, whole: Part, of_part: Callable):
+        """`of_part(part, score) -> (sums, scores)` of every bin that holds something: the sums' total, all documents'
+        scores, and how many tokens were computed, padding included."""
+        rlp, template = self.config.rlp, self.template
+        B, K, G, L = whole.samples.thought_BKGL.shape
+        A = self.shards if B % self.shards == 0 else 1
+        T = whole.batch["tokens_BT"].shape[1] + len(template.context)
+        per_shard = B // A
+        bins = min(parts, per_shard)
+        fit = -(-per_shard // bins)  # this many of the longest go into a bin
+        capacity = fit * (T + K * G * packing.longest_branch(L, template, rlp.horizon))
+        capacity = -(-capacity // packing.MULTIPLE) * packing.MULTIPLE
+        documents = min(SPARE * fit, per_shard)
+        tokens_AB = _needed_by_document(template, self.config, whole.samples).reshape(A, per_shard)
+        index_APD, used_A = jax.vmap(lambda x: packing.assign(x, bins, capacity, documents))(tokens_AB)
+
+        def part_of(p):
+            index_AD = index_APD[:, p]
+            there_AD = index_AD < per_shard
+            rows = (jnp.minimum(index_AD, per_shard - 1) + per_shard * jnp.arange(A)[:, None]).reshape(-1)
+            part = jax.tree.map(lambda x: x[rows], whole)
+            valid = part.samples.valid_BK & there_AD.reshape(-1, 1)
+            part = part._replace(samples=part.samples._replace(valid_BK=valid))
+            return part, jnp.where(there_AD.reshape(-1), rows, B)
+
+        def compute(p):
+            part, rows = part_of(p)
+            return *of_part(part, functools.partial(self._score_bins, part, A, capacity)), rows
+
+        def one_bin(p, carry):
+            totals, scores = carry
+            sums, new, rows = compute(p)
+            put = jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), scores, new)
+            return jax.tree.map(jnp.add, totals, sums), put
+
+        sums, new, _ = jax.eval_shape(compute, 0)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+        scores = jax.tree.map(lambda x: jnp.zeros((B, *x.shape[1:]), x.dtype), new)
+        used = used_A.max()
+        totals, scores = jax.lax.fori_loop(0, used, one_bin, (zeros, scores))
+        return totals, scores, (used * A * capacity).astype(jnp.float32)
+
+    def _score_bins(self, part: Part, shards: int, capacity: int, params: Params) -> scoring.BranchScores:
+        """log pi and the true tokens' log-probabilities of a part's documents, [B, K, G, ...]."""
+        rlp, samples, template = self.config.rlp, part.samples, self.template
+        tokens_BT = scoring.with_context(part.batch["tokens_BT"], template.context)
+        target_BRH, thoughts, prefix_BR = _branches(template, self.config, part)
+        present_BR = jnp.repeat(samples.valid_BK, rlp.group_size, 1)
+        inputs = jax.tree.map(
+            lambda x: x.reshape(shards, -1, *x.shape[1:]), (tokens_BT, prefix_BR, present_BR, thoughts, target_BRH)
+        )
+        bins = jax.vmap(lambda inputs: packing.pack(*inputs, template, capacity))(inputs)
+        thought_ADRL, target_ADRH = inputs[3].thought_BRL, inputs[4]
+        scored = packing.score_bins(
+            self.model, params, bins, thought_ADRL, target_ADRH, rlp.temperature, token_filter(self.config)
+        )
+        scored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
+        return jax.tree.map(lambda x: split_groups(x, rlp.group_size), scored)
+
+    def _over_documents(self, parts: int, whole: Part, of_part: Callable):
+        """The same for padded parts of a few documents.
+
+        Documents with thoughts of like length come together, and each part is computed at the first of `length_limits`
+        that holds its thoughts: padding then costs less, and the numbers stay.
+        """
+        rlp, L = self.config.rlp, whole.samples.thought_BKGL.shape[-1]
+        B, T = whole.batch["tokens_BT"].shape
+        limits = length_limits(L)
+
+        def at_limit(limit, part):
+            samples = part.samples
+            samples = samples._replace(
+                thought_BKGL=samples.thought_BKGL[..., :limit], logprob_BKGL=samples.logprob_BKGL[..., :limit]
+            )
+            scores = part.scores
+            if scores is not None:
+                scores = scores._replace(old_logprob_BKGL=scores.old_logprob_BKGL[..., :limit])
+            part = Part(part.batch, samples, scores)
+            sums, scores = of_part(part, functools.partial(self._score_documents, part))
+            beyond = [(0, 0)] * 3 + [(0, L - limit)]
+            branch = packing.longest_branch(limit, self.template, rlp.horizon)
+            computed = part.samples.length_BKG.size * branch + samples.length_BKG.shape[0] * T
+            scores = scores._replace(old_logprob_BKGL=jnp.pad(scores.old_logprob_BKGL, beyond))
+            return sums, scores, jnp.asarray(computed, jnp.float32)
+
+        def one_part(totals, part):
+            needed = sum((part.samples.length_BKG.max() > limit).astype(jnp.int32) for limit in limits[:-1])
+            branches = [functools.partial(at_limit, limit) for limit in limits]
+            sums, scores, computed = jax.lax.switch(needed, branches, part) if len(limits) > 1 else branches[0](part)
+            return jax.tree.map(jnp.add, totals, (sums, computed)), scores
+
+        order_B = jnp.argsort(whole.samples.length_BKG.max((1, 2)))
+        split = split_documents(jax.tree.map(lambda x: x[order_B], whole), parts)
+        one = jax.tree.map(lambda x: x[0], split)
+        sums, _, computed = jax.eval_shape(functools.partial(at_limit, L), one)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (sums, computed))
+        (totals, computed), scores = jax.lax.scan(one_part, zeros, split)
+        back_B = jnp.argsort(order_B)
+        return totals, jax.tree.map(lambda x: x.reshape(B, *x.shape[2:])[back_B], scores), computed
+
+    def _score_documents(self, part: Part, params: Params) -> scoring.BranchScores:
+        rlp, template = self.config.rlp, self.template
+        tokens_BT = scoring.with_context(part.batch["tokens_BT"], template.context)
+        target_BRH, thoughts, prefix_BR = _branches(template, self.config, part)
+        stops_BK = prefix_length(template, part.samples.position_BK, 1)
+        _, cache = self.model.hidden(params, tokens_BT, stops_BK=stops_BK)
+        scored = scoring.score_branches(
+            self.model, params, cache, prefix_BR, thoughts, target_BRH, template, rlp.temperature,
+            token_filter(self.config),
+        )  # fmt: skip
+        return jax.tree.map(lambda x: split_groups(x, rlp.group_size), scored)
+
+
+def length_limits(thought_tokens: int) -> tuple[int, ...]:
+    """Lengths a padded part may be computed at, ascending; the last is the cap. Each costs a compilation, so short
+    caps get none but themselves."""
+    return (thought_tokens // 4, thought_tokens // 2, thought_tokens) if thought_tokens >= 64 else (thought_tokens,)
+
+
+def _branches(template: TemplateTokens, config: Config, part: Part):
+    """Targets, thoughts and prefix lengths of a part's branches."""
+    samples, G = part.samples, config.rlp.group_size
+    target_BKH = scoring.targets(part.batch["tokens_BT"], samples.position_BK, config.rlp.horizon)
+    thoughts = scoring.Thoughts(*map(merge_groups, (samples.thought_BKGL, samples.length_BKG, samples.stopped_BKG)))
+    return jnp.repeat(target_BKH, G, 1), thoughts, prefix_length(template, samples.position_BK, G)
+
+
+def _needed_by_document(template: TemplateTokens, config: Config, samples: Samples) -> jax.Array:
+    """Tokens that each document's gradient reads: what its last position sees, and all its branches."""
+    thoughts = scoring.Thoughts(samples.thought_BKGL, samples.length_BKG, samples.stopped_BKG)
+    branches_BK = packing.branch_tokens(thoughts, template, config.rlp.horizon).sum(-1)
+    prefix_BK = prefix_length(template, samples.position_BK, 1)
+    read_B = jnp.where(samples.valid_BK, prefix_BK, 0).max(-1)
+    return read_B + jnp.where(samples.valid_BK, branches_BK, 0).sum(-1)
+
+
+def _needed_tokens(template: TemplateTokens, config: Config, samples: Samples) -> jax.Array:
+    return _needed_by_document(template, config, samples).sum().astype(jnp.float32)
+
+
+def _loss(params, reference_params, config: Config, part: Part, score: Callable, total: jax.Array):
+    """Equation (8) for a part of the batch, with sums for the metrics and the scores.
+
+    `score(params)` gives the part's `BranchScores`, [B, K, G, ...]; `total` is the batch's number of positions.
+    """
+    rlp, samples, scores = config.rlp, part.samples, part.scores
+    scored = score(params)
+    logprob_BKGL = scored.logprob_BRL
+    if scores is None:
+        s_pred_BKG = objective.sequence_logprob(scored.target_logprob_BRH)
+        scores = jax.lax.stop_gradient(_scores(samples, s_pred_BKG, logprob_BKGL))
+
+    mask_BKGL = jnp.arange(samples.thought_BKGL.shape[-1]) < samples.length_BKG[..., None]
+    weight_BKG = jnp.broadcast_to(samples.valid_BK[..., None], samples.length_BKG.shape) / (total * rlp.group_size)
+    ratio_BKGL = objective.importance_ratio(logprob_BKGL, scores.old_logprob_BKGL, mask_BKGL)
+    weight_BKGL = None
+    if rlp.importance_cap > 0:
+        weight_BKGL = objective.truncated_importance_weight(
+            scores.old_logprob_BKGL, samples.logprob_BKGL, mask_BKGL, rlp.importance_cap
+        )
+    surrogate_BKG = objective.clipped_surrogate(
+        ratio_BKGL, scores.advantage_BKG, mask_BKGL, rlp.clip_low, rlp.clip_high, weight_BKGL
+    )
+    loss = jnp.sum(weight_BKG * surrogate_BKG)
+    kl = jnp.zeros(())
+    if rlp.kl_coefficient > 0 and reference_params is not None:
+        reference_BKGL = score(jax.lax.stop_gradient(reference_params)).logprob_BRL
+        kl = jnp.sum(weight_BKG * objective.token_kl(logprob_BKGL, reference_BKGL, mask_BKGL))
+        loss = loss + rlp.kl_coefficient * kl
+
+    counted_BKGL = mask_BKGL & samples.valid_BK[..., None, None]
+    clipped = objective.clip_fraction(ratio_BKGL, scores.advantage_BKG, counted_BKGL, rlp.clip_low, rlp.clip_high)
+    tokens = counted_BKGL.sum().astype(jnp.float32)
+    # Where the sampler's own numbers are log pi_old, the trainer's are this forward's: the same in the first update.
+    trainer_BKGL = scores.old_logprob_BKGL if samples.s_pred_BKG is None else logprob_BKGL
+    sums = {
+        "tokens": tokens,
+        "entropy": jnp.sum(jnp.where(counted_BKGL, scored.entropy_BRL, 0.0)),
+        "clip_fraction": clipped * tokens,
+        "logprob_gap": jnp.sum(jnp.where(counted_BKGL, jnp.abs(trainer_BKGL - samples.logprob_BKGL), 0.0)),
+        "kl": kl,
+    }
+    return loss, (jax.lax.stop_gradient(sums), scores)
+
+
+def _scores(samples: Samples, s_pred_BKG: jax.Array, logprob_BKGL: jax.Array) -> Scores:
+    s_ema_BK = objective.sequence_logprob(samples.s_ema_BKH)
+    reward_BKG = objective.information_gain(s_pred_BKG, s_ema_BK)
+    return Scores(reward_BKG, objective.group_relative_advantage(reward_BKG), s_pred_BKG, s_ema_BK, logprob_BKGL)
+
+
+def _metrics(sums, samples: Samples, scores: Scores) -> dict[str, jax.Array]:
+    per_token = {
+        name: sums[name] / jnp.maximum(sums["tokens"], 1.0) for name in ("entropy", "clip_fraction", "logprob_gap")
+    }
+    weight_BKG = jnp.broadcast_to(samples.valid_BK[..., None], samples.length_BKG.shape).astype(jnp.float32)
+
+    def mean(value_BKG):
+        return jnp.sum(jnp.where(weight_BKG > 0, value_BKG, 0.0)) / jnp.maximum(weight_BKG.sum(), 1.0)
+
+    spread_BK1 = scores.reward_BKG.std(-1, keepdims=True)
+    return per_token | {
+        "kl": sums["kl"],
+        "reward_mean": mean(scores.reward_BKG),
+        "reward_std": mean(jnp.broadcast_to(spread_BK1, weight_BKG.shape)),  # inside a group
+        "s_pred": mean(scores.s_pred_BKG),
+        "s_ema": mean(jnp.broadcast_to(scores.s_ema_BK[..., None], weight_BKG.shape)),
+        "thought_len": mean(samples.length_BKG.astype(jnp.float32)),
+        "stop_rate": mean(samples.stopped_BKG.astype(jnp.float32)),
+        "thought_tokens": sums["tokens"],
+        "positions": samples.valid_BK.sum().astype(jnp.float32),
+    }
+
+
+def token_filter(config: Config) -> Filter:
+    """Which tokens thoughts may be drawn from."""
+    return Filter(config.rlp.top_k, config.rlp.top_p, config.rlp.min_p)
+
+
+def prefix_length(template: TemplateTokens, position_BK: jax.Array, group_size: int) -> jax.Array:
+    """Tokens that each branch sees before its opening tag: instruction and x_<t, [B, K·G]."""
+    return jnp.repeat(position_BK + len(template.context), group_size, 1)
+
+
+def split_documents(tree, parts: int):
+    """Leaves [B, ...] to [parts, B / parts, ...]."""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+
+
+def merge_groups(x_BKG: jax.Array) -> jax.Array:
+    """[B, K, G, ...] to [B, R, ...]."""
+    return x_BKG.reshape(x_BKG.shape[0], -1, *x_BKG.shape[3:])
+
+
+def split_groups(x_BR: jax.Array, group_size: int) -> jax.Array:
+    """[B, R, ...] to [B, K, G, ...]."""
+    return x_BR.reshape(x_BR.shape[0], -1, group_size, *x_BR.shape[2:])
