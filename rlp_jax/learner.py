@@ -124,16 +124,16 @@ class Learner:
         capacity = -(-capacity // packing.MULTIPLE) * packing.MULTIPLE
         documents = min(SPARE * fit, per_shard)
         tokens_AB = _needed_by_document(template, self.config, whole.samples).reshape(A, per_shard)
-        index_APD, used_A = jax.vmap(lambda x: packing.assign(x, bins, capacity, documents))(tokens_AB)
+        index_APd, used_A = jax.vmap(lambda x: packing.assign(x, bins, capacity, documents))(tokens_AB)
 
         def part_of(p):
-            index_AD = index_APD[:, p]
-            there_AD = index_AD < per_shard
-            rows = (jnp.minimum(index_AD, per_shard - 1) + per_shard * jnp.arange(A)[:, None]).reshape(-1)
+            index_Ad = index_APd[:, p]
+            there_Ad = index_Ad < per_shard
+            rows = (jnp.minimum(index_Ad, per_shard - 1) + per_shard * jnp.arange(A)[:, None]).reshape(-1)
             part = jax.tree.map(lambda x: x[rows], whole)
-            valid = part.samples.valid_BK & there_AD.reshape(-1, 1)
+            valid = part.samples.valid_BK & there_Ad.reshape(-1, 1)
             part = part._replace(samples=part.samples._replace(valid_BK=valid))
-            return part, jnp.where(there_AD.reshape(-1), rows, B)
+            return part, jnp.where(there_Ad.reshape(-1), rows, B)
 
         def compute(p):
             part, rows = part_of(p)
@@ -162,9 +162,9 @@ class Learner:
             lambda x: x.reshape(shards, -1, *x.shape[1:]), (tokens_BT, prefix_BR, present_BR, thoughts, target_BRH)
         )
         bins = jax.vmap(lambda inputs: packing.pack(*inputs, template, capacity))(inputs)
-        thought_ADRL, target_ADRH = inputs[3].thought_BRL, inputs[4]
+        thought_AdRL, target_AdRH = inputs[3].thought_BRL, inputs[4]
         scored = packing.score_bins(
-            self.model, params, bins, thought_ADRL, target_ADRH, rlp.temperature, token_filter(self.config)
+            self.model, params, bins, thought_AdRL, target_AdRH, rlp.temperature, token_filter(self.config)
         )
         scored = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)
         return jax.tree.map(lambda x: split_groups(x, rlp.group_size), scored)

@@ -163,7 +163,8 @@ def test_packed_bins_and_padded_parts_give_the_same_numbers(monkeypatch, updates
         return score_branches(model, params, cache, prefix_BR, thoughts, *rest)
 
     monkeypatch.setattr(learner.scoring, "score_branches", recorded)
-    for packs, limits, microbatches in ((False, (8,), 2), (False, (2, 4, 8), 2), (True, (), 1), (True, (), 4)):
+    ways = [(False, (8,), 2), (False, (2, 4, 8), 2), (True, (), 4)] + [(True, (), 1)] * (updates == 1)
+    for packs, limits, microbatches in ways:
         monkeypatch.setattr(learner.Learner, "packs", packs)
         monkeypatch.setattr(learner, "length_limits", lambda _, limits=limits: limits)
         config = configure(microbatches=microbatches, **settings)

@@ -51,7 +51,7 @@ def token_logprobs(
       chunk: places along the last axis of `token` whose logits are held together; by default as many as CHUNK_BYTES
         hold. Where all fit, there is no loop and nothing is computed twice.
       count: int scalar, only the first `count` places along the last axis are wanted. Chunks beyond are not computed
-        and give zeros.
+        and give zeros. The temperature must then be a Python number.
     """
     score = functools.partial(_score, unembed, temperature, filter_fn)
     n = token.shape[-1]

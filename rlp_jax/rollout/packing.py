@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.self_attention import Layout, Ranges
 from rlp_jax.models.transformer import LanguageModel, Params
-from rlp_jax.models.vocabulary import token_logprobs
+from rlp_jax.models.vocabulary import chunk_tokens, token_logprobs
 from rlp_jax.rollout.filters import KEEP_ALL, Filter
 from rlp_jax.rollout.scoring import BranchScores, Thoughts, lay_out
 
@@ -24,18 +24,18 @@ SCORED = 512  # places whose logits are held together: also what may be scored t
 
 
 class Bin(NamedTuple):
-    """One packed sequence of D documents.
+    """One packed sequence of d documents.
 
     Attributes:
       tokens_C, layout: what the model reads; layout without a batch axis.
-      place_DRL: where thought token l is predicted, C past its end.
-      place_DRH: where target h is predicted, C in an absent branch.
+      place_dRL: where thought token l is predicted, C past its end.
+      place_dRH: where target h is predicted, C in an absent branch.
     """
 
     tokens_C: jax.Array
     layout: Layout
-    place_DRL: jax.Array
-    place_DRH: jax.Array
+    place_dRL: jax.Array
+    place_dRH: jax.Array
 
 
 def branch_tokens(thoughts: Thoughts, template: TemplateTokens, horizon: int) -> jax.Array:
@@ -63,65 +63,65 @@ def assign(tokens_B: jax.Array, bins: int, capacity: int, documents: int) -> tup
     B = tokens_B.shape[0]
 
     def put(carry, b):
-        used_P, count_P, index_PD = carry
+        used_P, count_P, index_Pd = carry
         room_P = (used_P + tokens_B[b] <= capacity) & (count_P < documents)
         p = room_P.argmax()
-        index_PD = index_PD.at[p, count_P[p]].set(b)
-        return (used_P.at[p].add(tokens_B[b]), count_P.at[p].add(1), index_PD), None
+        index_Pd = index_Pd.at[p, count_P[p]].set(b)
+        return (used_P.at[p].add(tokens_B[b]), count_P.at[p].add(1), index_Pd), None
 
     nothing_P = jnp.zeros(bins, jnp.int32)
     start = nothing_P, nothing_P, jnp.full((bins, documents), B)
-    (_, count_P, index_PD), _ = jax.lax.scan(put, start, jnp.argsort(-tokens_B))
-    return index_PD, (count_P > 0).sum()
+    (_, count_P, index_Pd), _ = jax.lax.scan(put, start, jnp.argsort(-tokens_B))
+    return index_Pd, (count_P > 0).sum()
 
 
 def pack(
-    tokens_DT: jax.Array,
-    prefix_length_DR: jax.Array,
-    present_DR: jax.Array,
+    tokens_dT: jax.Array,
+    prefix_length_dR: jax.Array,
+    present_dR: jax.Array,
     thoughts: Thoughts,
-    target_DRH: jax.Array,
+    target_dRH: jax.Array,
     template: TemplateTokens,
     capacity: int,
 ) -> Bin:
     """The sequence of a bin's documents, which together need at most `capacity` tokens.
 
     Args:
-      tokens_DT: documents with what stands before them (instruction).
-      prefix_length_DR: what each branch sees of them.
-      present_DR: whether the branch is there; a document without any takes no room.
+      tokens_dT: documents with what stands before them (instruction).
+      prefix_length_dR: what each branch sees of them.
+      present_dR: whether the branch is there; a document without any takes no room.
     """
-    T, H, C = tokens_DT.shape[1], target_DRH.shape[-1], capacity
-    read_D = jnp.where(present_DR, prefix_length_DR, 0).max(-1)
-    size_DR = jnp.where(present_DR, branch_tokens(thoughts, template, H), 0)
-    size_D = read_D + size_DR.sum(-1)
-    start_D = jnp.cumsum(size_D) - size_D
-    start_DR = (start_D + read_D)[:, None] + jnp.cumsum(size_DR, -1) - size_DR
+    T, H, C = tokens_dT.shape[1], target_dRH.shape[-1], capacity
+    read_d = jnp.where(present_dR, prefix_length_dR, 0).max(-1)
+    size_dR = jnp.where(present_dR, branch_tokens(thoughts, template, H), 0)
+    size_d = read_d + size_dR.sum(-1)
+    start_d = jnp.cumsum(size_d) - size_d
+    start_dR = (start_d + read_d)[:, None] + jnp.cumsum(size_dR, -1) - size_dR
 
     t_T = jnp.arange(T)
-    place_DT = jnp.where(t_T < read_D[:, None], start_D[:, None] + t_T, C)
-    tokens_DRS, index_DRH = lay_out(thoughts, target_DRH, template)
-    s_S = jnp.arange(tokens_DRS.shape[-1])
-    place_DRS = jnp.where(s_S < size_DR[..., None], start_DR[..., None] + s_S, C)
+    place_dT = jnp.where(t_T < read_d[:, None], start_d[:, None] + t_T, C)
+    tokens_dRS, index_dRH = lay_out(thoughts, target_dRH, template)
+    s_S = jnp.arange(tokens_dRS.shape[-1])
+    place_dRS = jnp.where(s_S < size_dR[..., None], start_dR[..., None] + s_S, C)
 
-    def scatter(of_documents_DT, of_branches_DRS, rest_C=None):
+    def scatter(of_documents_dT, of_branches_dRS, rest_C=None):
         rest_C = jnp.zeros(C, jnp.int32) if rest_C is None else rest_C
-        rest_C = rest_C.at[place_DT].set(jnp.broadcast_to(of_documents_DT, place_DT.shape), mode="drop")
-        return rest_C.at[place_DRS].set(jnp.broadcast_to(of_branches_DRS, place_DRS.shape), mode="drop")
+        rest_C = rest_C.at[place_dT].set(jnp.broadcast_to(of_documents_dT, place_dT.shape), mode="drop")
+        return rest_C.at[place_dRS].set(jnp.broadcast_to(of_branches_dRS, place_dRS.shape), mode="drop")
 
     ranges = Ranges(
-        scatter(0, start_D[:, None, None]),
-        scatter(0, (start_D[:, None] + prefix_length_DR)[..., None]),
-        scatter(start_D[:, None], start_DR[..., None], jnp.arange(C)),  # padding sees itself alone
+        scatter(0, start_d[:, None, None]),
+        scatter(0, (start_d[:, None] + prefix_length_dR)[..., None]),
+        scatter(start_d[:, None], start_dR[..., None], jnp.arange(C)),  # padding sees itself alone
     )
-    position_C = scatter(t_T, prefix_length_DR[..., None] + s_S)
+    position_C = scatter(t_T, prefix_length_dR[..., None] + s_S)
     l_L = jnp.arange(thoughts.thought_BRL.shape[-1])
-    there_DRL = present_DR[..., None] & (l_L < thoughts.length_BR[..., None])
+    there_dRL = present_dR[..., None] & (l_L < thoughts.length_BR[..., None])
     return Bin(
-        scatter(tokens_DT, tokens_DRS),
+        scatter(tokens_dT, tokens_dRS),
         Layout(position_C, ranges),
-        jnp.where(there_DRL, start_DR[..., None] + len(template.open) - 1 + l_L, C),
-        jnp.where(present_DR[..., None], start_DR[..., None] + index_DRH, C),
+        jnp.where(there_dRL, start_dR[..., None] + len(template.open) - 1 + l_L, C),
+        jnp.where(present_dR[..., None], start_dR[..., None] + index_dRH, C),
     )
 
 
@@ -129,12 +129,12 @@ def score_bins(
     model: LanguageModel,
     params: Params,
     bins: Bin,
-    thought_ADRL: jax.Array,
-    target_ADRH: jax.Array,
+    thought_AdRL: jax.Array,
+    target_AdRH: jax.Array,
     temperature: float,
     keep: Filter = KEEP_ALL,
 ) -> BranchScores:
-    """`scoring.score_branches` of A bins side by side (leaves of `bins` have that axis in front), [A, D, R, ...].
+    """`scoring.score_branches` of A bins side by side (leaves of `bins` have that axis in front), [A, d, R, ...].
 
     What a thought's end or an absent branch leaves empty is 0.
     """
@@ -151,11 +151,11 @@ def score_bins(
         place_An, token_An = fill(rank, place), fill(rank, token)
         hidden_AnD = jnp.take_along_axis(hidden_ACD, place_An[..., None], 1)
         wanted = (place < C).sum(-1).max()
-        chunk = max(1, min(SCORED, n))
+        chunk = min(SCORED, chunk_tokens(model.config.vocab_size), n)  # of each bin: they lie on different devices
         scores = token_logprobs(unembed, hidden_AnD, token_An, temperature, filter_fn, chunk, wanted)
         back = jax.vmap(lambda value, rank: value.at[rank].get(mode="fill", fill_value=0))
         return jax.tree.map(lambda x: back(x, rank).reshape(shape), scores)
 
-    of_thought = score(bins.place_DRL, thought_ADRL, temperature, None if keep.everything else keep)
-    of_target = score(bins.place_DRH, target_ADRH, 1.0, None)
+    of_thought = score(bins.place_dRL, thought_AdRL, temperature, None if keep.everything else keep)
+    of_target = score(bins.place_dRH, target_AdRH, 1.0, None)
     return BranchScores(of_thought.logprob, of_thought.entropy, of_target.logprob, of_target.correct)

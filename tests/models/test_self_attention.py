@@ -11,6 +11,7 @@ from packed_layouts import attention, random_ranges
 from rlp_jax.models import blocked_attention
 from rlp_jax.models.self_attention import Ranges, causal, self_attention
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 M, E = 2, 8
 
 

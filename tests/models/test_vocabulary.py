@@ -78,6 +78,31 @@ def test_gradient_is_that_of_the_plain_log_softmax(chunk, temperature):
         np.testing.assert_allclose(mine, exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 8, 9])
+def test_only_the_first_places(count):
+    """As many turns of the loop as `count` needs, here chunks of 3 of 9: the same numbers, and zeros beyond them."""
+    hidden_BSD, kernel_DV, token_BS, weight_BS = normal(0, 2, 9, 8), normal(1, 8, 50), tokens(50, 2, 9), normal(2, 2, 9)
+
+    def loss(kernel_DV, hidden_BSD, count, computed):
+        unembed = functools.partial(project, kernel_DV)
+        scores = token_logprobs(unembed, hidden_BSD, token_BS, 0.7, chunk=3, count=count)
+        return (weight_BS * scores.logprob * (np.arange(9) < computed)).sum(), scores
+
+    computed = -(-count // 3) * 3
+    first, every = (
+        jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(kernel_DV, hidden_BSD, n, computed)
+        for n in (count, None)
+    )
+    (value, scores), grads = first
+    (reference, all_scores), exact = every
+    np.testing.assert_allclose(value, reference, rtol=1e-6)
+    for mine, theirs in zip(scores, all_scores, strict=True):
+        np.testing.assert_allclose(mine[:, :computed], theirs[:, :computed], rtol=1e-6)
+        assert not mine[:, computed:].any()
+    for mine, theirs in zip(grads, exact, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_a_filter_forbids_tokens_before_the_softmax(chunk):
     hidden_SD, kernel_DV = normal(0, 5, 8), normal(1, 8, 50)
@@ -118,14 +143,17 @@ def test_chunks_are_even_and_within_their_bytes():
     assert "scan" not in loops[0] and "scan" in loops[1]
 
 
-def test_no_array_of_all_logits():
+@pytest.mark.parametrize("counted", [False, True])
+def test_no_array_of_all_logits(counted):
     """The gradient's program at Qwen's vocabulary: less room beside its inputs and outputs than one such array."""
     n, V, D = 2_048, 151_936, 4
     token_n = jax.ShapeDtypeStruct((n,), jnp.int32)
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((D, V), (n, D))]
 
     def chunked(kernel_DV, hidden_nD, token_n):
-        return token_logprobs(functools.partial(project, kernel_DV), hidden_nD, token_n).logprob.sum()
+        count = token_n[0] if counted else None
+        unembed = functools.partial(project, kernel_DV)
+        return token_logprobs(unembed, hidden_nD, token_n, count=count).logprob.sum()
 
     def room(loss):
         program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays, token_n).compile()

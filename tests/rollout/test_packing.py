@@ -10,7 +10,8 @@ from reference import RICH, rough_params, tiny
 
 from rlp_jax.rollout import packing, scoring
 
-D, T, R, L, H = 3, 9, 4, 6, 2
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+DOCUMENTS, T, R, L, H = 3, 9, 4, 6, 2
 
 
 @settings(max_examples=50, deadline=None)
@@ -20,54 +21,56 @@ def test_every_document_finds_a_bin(sizes, bins, spare):
     bins = min(bins, len(sizes))
     fit = -(-len(sizes) // bins)
     capacity, documents = fit * max(sizes), fit * spare
-    index_PD, used = jax.device_get(packing.assign(jnp.asarray(sizes), bins, capacity, documents))
-    assert sorted(index_PD[index_PD < len(sizes)].tolist()) == list(range(len(sizes)))
-    filled = [sum(sizes[b] for b in row if b < len(sizes)) for row in index_PD]
+    index_Pd, used = jax.device_get(packing.assign(jnp.asarray(sizes), bins, capacity, documents))
+    assert sorted(index_Pd[index_Pd < len(sizes)].tolist()) == list(range(len(sizes)))
+    filled = [sum(sizes[b] for b in row if b < len(sizes)) for row in index_Pd]
     assert max(filled) <= capacity
     assert all(filled[:used]) and not any(filled[used:])
     if spare == 3 and used > 1:  # first fit: no bin that is used could have gone into the one before it
-        full = (index_PD < len(sizes)).sum(-1) == documents
+        full = (index_Pd < len(sizes)).sum(-1) == documents
         assert all(full[p] or filled[p] + filled[p + 1] > capacity for p in range(used - 1))
 
 
 def case(seed=0):
     rng = np.random.default_rng(seed)
-    tokens_DT = rng.integers(8, 50, (D, T)).astype(np.int32)
-    length_DR = rng.integers(1, L + 1, (D, R)).astype(np.int32)
-    length_DR[0] = [L, 0, 1, L]
-    thought_DRL = np.where(np.arange(L) < length_DR[..., None], rng.integers(8, 50, (D, R, L)), 0).astype(np.int32)
-    thoughts = scoring.Thoughts(thought_DRL, length_DR, (rng.random((D, R)) < 0.5) & (length_DR > 0))
-    prefix_DR = rng.integers(1, T - H + 1, (D, R)).astype(np.int32)
-    present_DR = np.ones((D, R), bool)
-    present_DR[1, 2:], present_DR[2] = False, False
-    target_DRH = rng.integers(8, 50, (D, R, H)).astype(np.int32)
-    return tokens_DT, prefix_DR, present_DR, thoughts, target_DRH
+    tokens_dT = rng.integers(8, 50, (DOCUMENTS, T)).astype(np.int32)
+    length_dR = rng.integers(1, L + 1, (DOCUMENTS, R)).astype(np.int32)
+    length_dR[0] = [L, 0, 1, L]
+    thought_dRL = np.where(np.arange(L) < length_dR[..., None], rng.integers(8, 50, (DOCUMENTS, R, L)), 0).astype(
+        np.int32
+    )
+    thoughts = scoring.Thoughts(thought_dRL, length_dR, (rng.random((DOCUMENTS, R)) < 0.5) & (length_dR > 0))
+    prefix_dR = rng.integers(1, T - H + 1, (DOCUMENTS, R)).astype(np.int32)
+    present_dR = np.ones((DOCUMENTS, R), bool)
+    present_dR[1, 2:], present_dR[2] = False, False
+    target_dRH = rng.integers(8, 50, (DOCUMENTS, R, H)).astype(np.int32)
+    return tokens_dT, prefix_dR, present_dR, thoughts, target_dRH
 
 
 def test_what_stands_where():
-    tokens_DT, prefix_DR, present_DR, thoughts, target_DRH = case()
-    packed = packing.pack(tokens_DT, prefix_DR, present_DR, thoughts, target_DRH, RICH, 200)
-    tokens_DRS, index_DRH = scoring.lay_out(thoughts, target_DRH, RICH)
-    size_DR = packing.branch_tokens(thoughts, RICH, H)
+    tokens_dT, prefix_dR, present_dR, thoughts, target_dRH = case()
+    packed = packing.pack(tokens_dT, prefix_dR, present_dR, thoughts, target_dRH, RICH, 200)
+    tokens_dRS, index_dRH = scoring.lay_out(thoughts, target_dRH, RICH)
+    size_dR = packing.branch_tokens(thoughts, RICH, H)
     at, ranges = 0, packed.layout.ranges
-    for d in range(D):
-        document, read = at, int(np.where(present_DR[d], prefix_DR[d], 0).max())
-        np.testing.assert_array_equal(packed.tokens_C[at : at + read], tokens_DT[d, :read])
+    for d in range(DOCUMENTS):
+        document, read = at, int(np.where(present_dR[d], prefix_dR[d], 0).max())
+        np.testing.assert_array_equal(packed.tokens_C[at : at + read], tokens_dT[d, :read])
         np.testing.assert_array_equal(packed.layout.position_BC[at : at + read], np.arange(read))
         at += read
         for r in range(R):
-            if not present_DR[d, r]:
-                assert (packed.place_DRL[d, r] == 200).all() and (packed.place_DRH[d, r] == 200).all()
+            if not present_dR[d, r]:
+                assert (packed.place_dRL[d, r] == 200).all() and (packed.place_dRH[d, r] == 200).all()
                 continue
-            end = at + int(size_DR[d, r])
-            np.testing.assert_array_equal(packed.tokens_C[at:end], tokens_DRS[d, r, : end - at])
-            np.testing.assert_array_equal(packed.layout.position_BC[at:end], prefix_DR[d, r] + np.arange(end - at))
-            for name, value in zip(ranges._fields, (document, document + prefix_DR[d, r], at), strict=True):
+            end = at + int(size_dR[d, r])
+            np.testing.assert_array_equal(packed.tokens_C[at:end], tokens_dRS[d, r, : end - at])
+            np.testing.assert_array_equal(packed.layout.position_BC[at:end], prefix_dR[d, r] + np.arange(end - at))
+            for name, value in zip(ranges._fields, (document, document + prefix_dR[d, r], at), strict=True):
                 assert (getattr(ranges, name)[at:end] == value).all(), name
-            np.testing.assert_array_equal(packed.place_DRH[d, r], at + index_DRH[d, r])
+            np.testing.assert_array_equal(packed.place_dRH[d, r], at + index_dRH[d, r])
             length = thoughts.length_BR[d, r]
-            np.testing.assert_array_equal(packed.place_DRL[d, r, :length], at + len(RICH.open) - 1 + np.arange(length))
-            assert (packed.place_DRL[d, r, length:] == 200).all()
+            np.testing.assert_array_equal(packed.place_dRL[d, r, :length], at + len(RICH.open) - 1 + np.arange(length))
+            assert (packed.place_dRL[d, r, length:] == 200).all()
             at = end
     np.testing.assert_array_equal(ranges.own_start_BC[at:], np.arange(at, 200))  # padding sees itself alone
 
@@ -82,16 +85,16 @@ def test_scores_are_those_of_padded_branches(family):
     pack = jax.vmap(lambda *inputs: packing.pack(*inputs, RICH, 256))
     bins = pack(tokens, prefix, present, thoughts, target)
     ours = packing.score_bins(model, params, bins, thoughts.thought_BRL, target, 0.7)
-    for a, (tokens_DT, prefix_DR, present_DR, thoughts, target_DRH) in enumerate(cases):
-        _, cache = model.hidden(params, tokens_DT)
-        plain = scoring.score_branches(model, params, cache, prefix_DR, thoughts, target_DRH, RICH, 0.7)
-        inside = present_DR[..., None] & (np.arange(L) < thoughts.length_BR[..., None])
+    for a, (tokens_dT, prefix_dR, present_dR, thoughts, target_dRH) in enumerate(cases):
+        _, cache = model.hidden(params, tokens_dT)
+        plain = scoring.score_branches(model, params, cache, prefix_dR, thoughts, target_dRH, RICH, 0.7)
+        inside = present_dR[..., None] & (np.arange(L) < thoughts.length_BR[..., None])
         for name in ("logprob_BRL", "entropy_BRL"):
             want = np.where(inside, getattr(plain, name), 0)
             np.testing.assert_allclose(getattr(ours, name)[a], want, rtol=1e-4, atol=1e-5)
-        want = np.where(present_DR[..., None], plain.target_logprob_BRH, 0)
+        want = np.where(present_dR[..., None], plain.target_logprob_BRH, 0)
         np.testing.assert_allclose(ours.target_logprob_BRH[a], want, rtol=1e-4, atol=1e-5)
-        want = present_DR[..., None] & np.asarray(plain.target_correct_BRH)
+        want = present_dR[..., None] & np.asarray(plain.target_correct_BRH)
         np.testing.assert_array_equal(ours.target_correct_BRH[a], want)
 
 
