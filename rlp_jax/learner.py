@@ -92,7 +92,7 @@ class Learner:
             return (grads, loss, sums), scores
 
         (grads, loss, sums), scores, computed = self._over_parts(self.config.rlp.microbatches, whole, of_part)
-        needed = _needed_tokens(self.template, self.config, samples)
+        needed = _needed_by_document(self.template, self.config, samples).sum().astype(jnp.float32)
         padding = 1.0 - needed / jnp.maximum(computed, 1.0)
         return grads, {"loss": loss, "padding": padding} | _metrics(sums, samples, scores), scores
 
@@ -176,7 +176,7 @@ class Learner:
         that holds its thoughts: padding then costs less, and the numbers stay.
         """
         rlp, L = self.config.rlp, whole.samples.thought_BKGL.shape[-1]
-        B, T = whole.batch["tokens_BT"].shape
+        B, T = whole.batch["tokens_BT"].shape[0], whole.batch["tokens_BT"].shape[1] + len(self.template.context)
         limits = length_limits(L)
 
         def at_limit(limit, part):
@@ -244,10 +244,6 @@ def _needed_by_document(template: TemplateTokens, config: Config, samples: Sampl
     prefix_BK = prefix_length(template, samples.position_BK, 1)
     read_B = jnp.where(samples.valid_BK, prefix_BK, 0).max(-1)
     return read_B + jnp.where(samples.valid_BK, branches_BK, 0).sum(-1)
-
-
-def _needed_tokens(template: TemplateTokens, config: Config, samples: Samples) -> jax.Array:
-    return _needed_by_document(template, config, samples).sum().astype(jnp.float32)
 
 
 def _loss(params, reference_params, config: Config, part: Part, score: Callable, total: jax.Array):

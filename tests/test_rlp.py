@@ -183,6 +183,12 @@ def test_packed_bins_and_padded_parts_give_the_same_numbers(monkeypatch, updates
         for name in one_metrics.keys() - {"padding"}:
             np.testing.assert_allclose(two_metrics[name], one_metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
     padding = [float(metrics["padding"]) for _, metrics, _ in results]
+    context, branch, H = len(TEMPLATE.context), len(TEMPLATE.open) + len(TEMPLATE.close), CONFIG.rlp.horizon
+    valid_BK = np.asarray(samples.valid_BK)
+    needed = ((samples.position_BK + context) * valid_BK).sum()
+    needed += ((length_BKG + branch + H - 1) * valid_BK[..., None]).sum()
+    padded = 4 * (batch["tokens_BT"].shape[1] + context) + length_BKG.size * (8 + branch + H - 1)
+    np.testing.assert_allclose(padding[0], 1 - needed / padded, rtol=1e-5)
     assert 0 < padding[1] < padding[0] < 1  # the bins of the tiny case are one block each
 
 

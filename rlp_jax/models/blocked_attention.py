@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rlp_jax.models.causal_attention import BLOCK, KEPT, MASKED, product
+from rlp_jax.models.layers import pad_axis
 
 
 class Visits(NamedTuple):
@@ -47,8 +48,8 @@ def attend(q_BMOCE, k_BMCE, v_BMCE, prefix_start_BC, prefix_end_BC, own_start_BC
     C = k_BMCE.shape[2]
     block = block_size(C)
     pad = -C % block
-    q_BMOCE, k_BMCE, v_BMCE = (_pad(x, pad, -2) for x in (q_BMOCE, k_BMCE, v_BMCE))
-    ranges = [_pad(x, pad, -1) for x in (prefix_start_BC, prefix_end_BC)]
+    q_BMOCE, k_BMCE, v_BMCE = (pad_axis(x, pad, -2) for x in (q_BMOCE, k_BMCE, v_BMCE))
+    ranges = [pad_axis(x, pad, -1) for x in (prefix_start_BC, prefix_end_BC)]
     own_start_BC = jnp.concatenate(
         [own_start_BC, jnp.broadcast_to(jnp.arange(C, C + pad), (len(own_start_BC), pad))], -1
     )
@@ -59,12 +60,6 @@ def block_size(length: int) -> int:
     """At most BLOCK, a multiple of 8, so that few places are padding."""
     blocks = -(-length // BLOCK)
     return -(-length // (8 * blocks)) * 8
-
-
-def _pad(x, pad: int, axis: int):
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, pad)
-    return jnp.pad(x, widths)
 
 
 def _forward(block, q_BMOCE, k_BMCE, v_BMCE, ranges):

@@ -123,3 +123,10 @@ def rotate(x_E: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates pairs (x_i, x_{i+E/2}), the half-split layout of Hugging Face checkpoints. cos, sin broadcast to x."""
     first, second = jnp.split(x_E.astype(jnp.float32), 2, -1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_E.dtype)
+
+
+def pad_axis(x: jax.Array, more: int, axis: int) -> jax.Array:
+    """The array with `more` zeros after the end of one axis."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, more)
+    return jnp.pad(x, widths)

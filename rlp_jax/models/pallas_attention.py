@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rlp_jax.models.blocked_attention import visited_blocks
 from rlp_jax.models.causal_attention import KEPT, MASKED
+from rlp_jax.models.layers import pad_axis
 
 LANES = 128  # the places of a block are a multiple of it
 BLOCK = 512  # places of a block at most
@@ -45,10 +46,10 @@ def attend(q_BMOCE, k_BMCE, v_BMCE, prefix_start_BC, prefix_end_BC, own_start_BC
     B, _, O, C, E = q_BMOCE.shape
     block = block_size(C, O * E * q_BMOCE.dtype.itemsize)
     pad = -C % block
-    q_BMOCE, k_BMCE, v_BMCE = (_pad(x, pad, -2) for x in (q_BMOCE, k_BMCE, v_BMCE))
+    q_BMOCE, k_BMCE, v_BMCE = (pad_axis(x, pad, -2) for x in (q_BMOCE, k_BMCE, v_BMCE))
     place_BC = jnp.broadcast_to(jnp.arange(C + pad), (B, C + pad))
     own_start_BC = jnp.concatenate([own_start_BC, place_BC[:, C:]], -1)  # padding sees itself: no empty row of the map
-    ranges = _pad(prefix_start_BC, pad, -1), _pad(prefix_end_BC, pad, -1), own_start_BC
+    ranges = pad_axis(prefix_start_BC, pad, -1), pad_axis(prefix_end_BC, pad, -1), own_start_BC
     limits_B4C = jnp.stack([*ranges, place_BC], 1).astype(jnp.int32)
     visited_Bnn = visited_blocks(*ranges, block, block)
     attend_all = functools.partial(_attend, block, interpret)
@@ -64,12 +65,6 @@ def block_size(length: int, bytes_of_heads: int) -> int:
     most = max(min(BLOCK, HEADS_BYTES // bytes_of_heads // LANES * LANES), LANES)
     blocks = -(-length // most)
     return -(-length // (LANES * blocks)) * LANES
-
-
-def _pad(x, pad: int, axis: int):
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, pad)
-    return jnp.pad(x, widths)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from rlp_jax.models.layers import pad_axis
+
 CHUNK_BYTES = 128 << 20  # float32 logits of one chunk
 _KEPT = "vocabulary_normaliser"  # two numbers a token, so that the backward pass repeats the product alone
 
@@ -69,12 +71,11 @@ def token_logprobs(
 
     def cut(x, axis):  # the axis of places into chunks, which come first
         axis += x.ndim
-        x = jnp.pad(x, [(0, chunks * chunk - n if i == axis else 0) for i in range(x.ndim)])
+        x = pad_axis(x, chunks * chunk - n, axis)
         return jnp.moveaxis(x.reshape(*x.shape[:axis], chunks, chunk, *x.shape[axis + 1 :]), axis, 0)
 
     kept = jax.checkpoint_policies.save_only_these_names(_KEPT)
     one_chunk = jax.checkpoint(score, policy=kept, prevent_cse=False)  # a scan's body: nothing to merge with
-
     scores = jax.lax.map(lambda inputs: one_chunk(*inputs), (cut(hidden_D, -2), cut(token, -1)))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*token.shape[:-1], -1)[..., :n], scores)
 
@@ -88,7 +89,7 @@ def _first_places(how, constants, hidden_D, token, count) -> TokenScores:
     """
     *_, chunk = how
     n = token.shape[-1]
-    hidden_D, token = _pad_places(hidden_D, -2, chunk), _pad_places(token, -1, chunk)
+    hidden_D, token = pad_axis(hidden_D, -n % chunk, -2), pad_axis(token, -n % chunk, -1)
 
     def one_chunk(i, scores):
         new = _score_chunk(how, constants, _chunk(hidden_D, -2, i, chunk), _chunk(token, -1, i, chunk))
@@ -108,8 +109,8 @@ def _first_places_backward(how, residuals, d_scores: TokenScores):
     constants, hidden_D, token, count = residuals
     *_, chunk = how
     n = token.shape[-1]
-    hidden_D, token = _pad_places(hidden_D, -2, chunk), _pad_places(token, -1, chunk)
-    d_logprob = _pad_places(d_scores.logprob, -1, chunk)
+    hidden_D, token = pad_axis(hidden_D, -n % chunk, -2), pad_axis(token, -n % chunk, -1)
+    d_logprob = pad_axis(d_scores.logprob, -n % chunk, -1)
 
     def one_chunk(i, carry):
         d_constants, d_hidden_D = carry
@@ -132,12 +133,6 @@ _first_places.defvjp(_first_places_forward, _first_places_backward)
 def _score_chunk(how, constants, hidden_D, token):
     unembed, temperature, filter_fn, _ = how
     return _score(lambda x: unembed(x, *constants), temperature, filter_fn, hidden_D, token)
-
-
-def _pad_places(x, axis: int, multiple: int):
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, widths)
 
 
 def _chunk(x, axis: int, i, chunk: int):

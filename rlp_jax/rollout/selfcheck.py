@@ -62,9 +62,8 @@ def check_sharing(model: LanguageModel, params: Params, tokens_T: np.ndarray) ->
         worst = jnp.zeros(())
         for hidden_RSD in shared:
             ours_RS = logprobs(hidden_RSD)
-            comparable_RS = jnp.isfinite(ours_RS) | jnp.isfinite(
-                own_RS
-            )  # broken weights are another error than sharing
+            # Broken weights, which give both sides NaN, are another error than sharing.
+            comparable_RS = jnp.isfinite(ours_RS) | jnp.isfinite(own_RS)
             worst = jnp.maximum(worst, jnp.max(jnp.where(comparable_RS, jnp.abs(ours_RS - own_RS), 0.0)))
         return worst
 
