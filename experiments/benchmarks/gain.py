@@ -7,8 +7,8 @@ positions and evaluation.
 The quickstart's model, text and settings: 16 documents x 2 positions x 16 thoughts of at most 16 tokens a step,
 float32, AdamW. Peers get the information gain as their reward function (peers/gain_trl.py, gain_tunix.py) and keep
 their own way of weighing advantages; clip bounds, no KL term and one update a batch are the same for all. Each side is
-a process of its own; they take turns of 5 steps and write their weights after each. Our evaluator then reads all of them, with the
-same held-out documents, positions and keys.
+a process of its own; they take turns of 5 steps and write their weights after each. Our evaluator then reads all of
+them, with the same held-out documents, positions and keys.
 
 `SIDE_seconds` is when the gain, interpolated between evaluations, first reaches `--target` (nats a token) at the side's
 best learning rate, compilation included; null where it never does. `SIDE_step_seconds` is the median step after the
