@@ -61,6 +61,17 @@ class Part(NamedTuple):
     scores: Scores | None
 
 
+class Bins(NamedTuple):
+    """Each of `shards` runs of `per_shard` documents fills at most `most` bins, which hold up to `capacity` tokens and
+    `documents` documents."""
+
+    shards: int
+    per_shard: int
+    most: int
+    capacity: int
+    documents: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """What the gradient is taken of.
@@ -79,6 +90,19 @@ class Learner:
     def packs(self) -> bool:
         return self.model.config.hybrid is None
 
+    def bins(self, parts: int, documents: int, tokens: int) -> "Bins":
+        """The bins that `parts` parts of B documents of T tokens become."""
+        rlp, template = self.config.rlp, self.template
+        shards = self.shards if documents % self.shards == 0 else 1
+        per_shard = documents // shards
+        most = min(parts, per_shard)
+        fit = -(-per_shard // most)  # this many of the longest go into a bin
+        branch = packing.longest_branch(rlp.thought_tokens, template, rlp.horizon)
+        capacity = fit * (tokens + len(template.context) + rlp.positions * rlp.group_size * branch)
+        capacity = -(-capacity // packing.MULTIPLE) * packing.MULTIPLE
+        return Bins(shards, per_shard, most, capacity, min(SPARE * fit, per_shard))
+
+    @jax.named_scope("gradient")
     def gradient(
         self, params: Params, reference_params: Params | None, whole: Part
     ) -> tuple[Params, dict[str, jax.Array], Scores]:
@@ -96,6 +120,7 @@ class Learner:
         padding = 1.0 - needed / jnp.maximum(computed, 1.0)
         return grads, {"loss": loss, "padding": padding} | _metrics(sums, samples, scores), scores
 
+    @jax.named_scope("scoring")
     def scores(self, params: Params, whole: Part) -> Scores:
         """Rewards and log pi_old without a gradient: from the rollout if it has found them, else by a forward."""
         if whole.samples.s_pred_BKG is not None:
@@ -113,16 +138,8 @@ class Learner:
     def _over_bins(self, parts: int, whole: Part, of_part: Callable):
         """`of_part(part, score) -> (sums, scores)` of every bin that holds something: the sums' total, all documents'
         scores, and how many tokens were computed, padding included."""
-        rlp, template = self.config.rlp, self.template
-        B, K, G, L = whole.samples.thought_BKGL.shape
-        A = self.shards if B % self.shards == 0 else 1
-        T = whole.batch["tokens_BT"].shape[1] + len(template.context)
-        per_shard = B // A
-        bins = min(parts, per_shard)
-        fit = -(-per_shard // bins)  # this many of the longest go into a bin
-        capacity = fit * (T + K * G * packing.longest_branch(L, template, rlp.horizon))
-        capacity = -(-capacity // packing.MULTIPLE) * packing.MULTIPLE
-        documents = min(SPARE * fit, per_shard)
+        template, (B, T) = self.template, whole.batch["tokens_BT"].shape
+        A, per_shard, bins, capacity, documents = self.bins(parts, B, T)
         tokens_AB = _needed_by_document(template, self.config, whole.samples).reshape(A, per_shard)
         index_APd, used_A = jax.vmap(lambda x: packing.assign(x, bins, capacity, documents))(tokens_AB)
 
@@ -149,7 +166,8 @@ class Learner:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
         scores = jax.tree.map(lambda x: jnp.zeros((B, *x.shape[1:]), x.dtype), new)
         used = used_A.max()
-        totals, scores = jax.lax.fori_loop(0, used, one_bin, (zeros, scores))
+        with jax.named_scope("bins"):
+            totals, scores = jax.lax.fori_loop(0, used, one_bin, (zeros, scores))
         return totals, scores, (used * A * capacity).astype(jnp.float32)
 
     def _score_bins(self, part: Part, shards: int, capacity: int, params: Params) -> scoring.BranchScores:

@@ -99,9 +99,9 @@ def think(
         model, params = quantise(model, params)
     elif rlp.rollout_dtype not in (None, model.config.compute_dtype):
         model, params = model.in_dtype(rlp.rollout_dtype), cast_kernels(params, rlp.rollout_dtype)
-    _, cache = model.hidden(
-        params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_length(template, position_BK, 1)
-    )
+    with jax.named_scope("prefill"):
+        stops_BK = prefix_length(template, position_BK, 1)
+        _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=stops_BK)
     return sample_thoughts(
         model, params, cache, prefix_length(template, position_BK, group_size), template.open, template.close,
         merge_groups(key_BKG), rlp.thought_tokens, rlp.temperature, group_size=group_size, slots=rlp.slots or None,
@@ -134,11 +134,12 @@ def learn(
         grads, metrics, scores = learner.gradient(state.params, reference_params, part)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["reward_mean"])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = objective.ema_update(state.ema_params, params, config.rlp.ema_decay)
-        proposed = TrainState(step, params, ema_params, opt_state)
-        state = _choose(finite, proposed, state._replace(step=step))
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = objective.ema_update(state.ema_params, params, config.rlp.ema_decay)
+            proposed = TrainState(step, params, ema_params, opt_state)
+            state = _choose(finite, proposed, state._replace(step=step))
         return state, metrics | {"grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}, scores
 
     whole = Part(batch, samples, None)

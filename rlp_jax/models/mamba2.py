@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlp_jax.models import backend
 from rlp_jax.models.layers import Dense
 
 CPU_CHUNK = 64  # the most tokens a chunk on CPU, whatever a config says
@@ -145,7 +146,7 @@ def ssd(
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return backend.platform() == "cpu"
 
 
 def _on_buffers(one_chunk):

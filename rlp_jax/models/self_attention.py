@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlp_jax.models import blocked_attention, causal_attention, pallas_attention
+from rlp_jax.models import backend, blocked_attention, causal_attention, pallas_attention
 from rlp_jax.models.causal_attention import MASKED
 
 IMPLEMENTATIONS = ("xla", "blocked", "pallas")
@@ -99,9 +99,11 @@ def default_implementation(length: int) -> str:
     """What this machine computes sequences of a length with: short ones by "xla", in one block."""
     if length <= blocked_attention.BLOCK:
         return "xla"
-    if jax.default_backend() != "tpu":
+    if backend.platform() != "tpu":
         return "blocked"
-    return "pallas" if jax.device_count() == 1 else "xla"  # the compiler cannot split a kernel over devices by itself
+    return (
+        "pallas" if backend.device_count() == 1 else "xla"
+    )  # the compiler cannot split a kernel over devices by itself
 
 
 def visible(ranges: Ranges, place_C: jax.Array) -> jax.Array:

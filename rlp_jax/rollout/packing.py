@@ -156,6 +156,8 @@ def score_bins(
         back = jax.vmap(lambda value, rank: value.at[rank].get(mode="fill", fill_value=0))
         return jax.tree.map(lambda x: back(x, rank).reshape(shape), scores)
 
-    of_thought = score(bins.place_dRL, thought_AdRL, temperature, None if keep.everything else keep)
-    of_target = score(bins.place_dRH, target_AdRH, 1.0, None)
+    with jax.named_scope("thought_scores"):
+        of_thought = score(bins.place_dRL, thought_AdRL, temperature, None if keep.everything else keep)
+    with jax.named_scope("target_scores"):
+        of_target = score(bins.place_dRH, target_AdRH, 1.0, None)
     return BranchScores(of_thought.logprob, of_thought.entropy, of_target.logprob, of_target.correct)

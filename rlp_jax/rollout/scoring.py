@@ -154,6 +154,7 @@ class Baseline(NamedTuple):
     hidden_BTD: jax.Array
 
 
+@jax.named_scope("baseline")
 def read_plain(model: LanguageModel, params: Params, tokens_BT: jax.Array, template: TemplateTokens) -> Baseline:
     """One forward of the plain documents. Without a BOS token, position 0 is predicted by nothing: never ask for it."""
     hidden_BTD, _ = model.hidden(params, with_context(tokens_BT, template.plain))
@@ -165,6 +166,7 @@ def read_plain(model: LanguageModel, params: Params, tokens_BT: jax.Array, templ
     return Baseline(hidden_BTD)
 
 
+@jax.named_scope("baseline")
 def baseline_logprob(
     model: LanguageModel, params: Params, baseline: Baseline, position_BK: jax.Array, target_BKH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -176,6 +178,7 @@ def baseline_logprob(
     return scores.logprob, scores.correct
 
 
+@jax.named_scope("baseline")
 def baseline_entropy(model: LanguageModel, params: Params, baseline: Baseline) -> jax.Array:
     """Entropy in nats of the baseline's next-token distribution at every position, [B, T]."""
 
