@@ -1,7 +1,8 @@
 """The command line: `rlp train | sample | convert | report | compile`.
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
-standard error and exit code 2. Exit code 1: `compile` found that it does not fit. 3: a run that diverged. 130 and 143: a run that was interrupted and saved.
+standard error and exit code 2. Exit code 1: `compile` found that a run does not fit. 3: a run that diverged. 130 and
+143: a run that was interrupted and saved.
 """
 
 import argparse
@@ -64,16 +65,17 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", type=Path)
     report.set_defaults(run=_report)
 
-    compiled = commands.add_parser("compile", help="compile a step for a TPU pod on a machine without one: does it fit, "
-                                   "what does it move, what is its least time")  # fmt: skip
+    compiled = commands.add_parser(
+        "compile", help="compile a step for a TPU pod, on a machine without one: does it fit, what does it move and cost"
+    )
     compiled.add_argument("experiment", help="a name of experiments/ (pod/qwen3_1_7b, ...) or a .py file with config()")
     compiled.add_argument("--topology", required=True, help="chips, for instance v5e:16x16, v5p:4x4x4 or v6e:8x8")
     compiled.add_argument("--slices", type=int, default=1, help="pods of this topology (default: 1)")
     compiled.add_argument(
         "--tokens", type=int, help="of each thought, for the time bound (default: the most there may be)"
     )
-    compiled.add_argument("--level", choices=("O0", "O1", "O2", "O3"),
-                          help="of optimisation; O0 compiles fast and overestimates memory (default: as in a run)")  # fmt: skip
+    compiled.add_argument("--level", choices=("O0", "O1", "O2", "O3"), help="of optimisation; O0 compiles fast and "
+                          "overestimates memory (default: as in a run)")  # fmt: skip
     compiled.add_argument("--search", action="store_true", help="try meshes, at O0, and rank those that fit")
     compiled.add_argument("--json", action="store_true", help="end with one line of JSON")
     compiled.add_argument("--with", dest="arguments", action="append", default=[], metavar="NAME=VALUE")

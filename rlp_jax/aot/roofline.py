@@ -144,9 +144,8 @@ def advice(run: Abstract, error: TooLarge | None, memory: dict[str, Any] | None)
     state = sum(_shard_bytes(tree) for tree in (run.state.params, run.state.ema_params, run.state.opt_state))
     said = []
     if program == "learn" and part > run.shards:
-        said.append(
-            f"raise rlp.microbatches (now {config.rlp.microbatches}, at most {part // run.shards} times as many)"
-        )
+        most = config.rlp.microbatches * part // run.shards
+        said.append(f"raise rlp.microbatches (now {config.rlp.microbatches}, at most {most})")
     if program == "learn" and config.remat != "layer":
         said.append(f"set remat=layer (now {config.remat})")
     if program == "sample":
@@ -157,9 +156,8 @@ def advice(run: Abstract, error: TooLarge | None, memory: dict[str, Any] | None)
         if config.rlp.rollout_dtype is None and config.compute_dtype == "float32":
             said.append("set rlp.rollout_dtype=bfloat16 (now float32)")
     if mesh["data"] > 1:
-        said.append(
-            f"move devices from mesh.data ({mesh['data']}) to mesh.fsdp: state of {state / 2**30:.1f} GiB a chip"
-        )
+        size = f"{state / 2**30:.1f} GiB a chip"
+        said.append(f"move devices from mesh.data (now {mesh['data']}) to mesh.fsdp: the state is {size}")
     if mesh["tensor"] < run.model.config.n_kv_heads:
         said.append(f"raise mesh.tensor (now {mesh['tensor']}): it splits keys, values and activations as well")
     if config.compute_dtype == "float32":

@@ -154,7 +154,7 @@ def _recurrence_step(model: ModelConfig) -> float:
 
 
 def _recurrence(model: ModelConfig) -> float:
-    """Of a token through all Mamba-2 layers, in chunks: inside a chunk, from the state before it, into that after it."""
+    """Of a token through all Mamba-2 layers, in chunks: inside its chunk, from the state before, into that after."""
     if model.hybrid is None:
         return 0.0
     hybrid = model.hybrid
