@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     compiled = commands.add_parser(
-        "compile", help="compile a step for a TPU pod, on a machine without one: does it fit, what does it move and cost"
+        "compile",
+        help="compile a step for a TPU pod, on a machine without one: does it fit, what does it move and cost",
     )
     compiled.add_argument("experiment", help="a name of experiments/ (pod/qwen3_1_7b, ...) or a .py file with config()")
     compiled.add_argument("--topology", required=True, help="chips, for instance v5e:16x16, v5p:4x4x4 or v6e:8x8")
