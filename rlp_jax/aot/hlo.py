@@ -77,8 +77,9 @@ class Instruction:
         return called
 
     @property
-    def trip_count(self) -> int | None:
-        found = _TRIP_COUNT.search(self.rest)
+    def value(self) -> int | None:
+        """Of an integer constant."""
+        found = re.match(r"(-?\d+)\)", self.rest) if self.opcode == "constant" else None
         return int(found.group(1)) if found else None
 
 
@@ -96,6 +97,33 @@ class Computation:
 class Module:
     computations: dict[str, Computation]
     entry: str
+
+
+def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
+    """Turns of a loop of `computation` that counts from a constant to a constant, None if it is another kind."""
+    known = _TRIP_COUNT.search(loop.rest)
+    if known:
+        return int(known.group(1))
+    condition = module.computations[loop.called["condition"][0]]
+    compare = condition.root
+    if compare.opcode != "compare" or "direction=LT" not in compare.rest:
+        return None
+    start, stop = (_integer(condition, computation, loop, name) for name in compare.operands)
+    return None if stop is None else stop - (start or 0)
+
+
+def _integer(condition: Computation, around: Computation, loop: Instruction, name: str) -> int | None:
+    """The constant that a value of a loop's condition is, or starts from."""
+    found = condition.instructions[name]
+    if found.opcode == "get-tuple-element":
+        index = int(re.search(r"index=(\d+)", found.rest).group(1))
+        start = around.instructions[loop.operands[0]]
+        if start.opcode != "tuple":
+            return None
+        found = around.instructions[start.operands[index]]
+        while found.opcode == "copy":
+            found = around.instructions[found.operands[0]]
+    return found.value
 
 
 def parse(text: str) -> Module:

@@ -6,11 +6,14 @@ by its turns: those that the compiler knows, else those given for the scope that
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-from rlp_jax.aot.hlo import Computation, Instruction, Module, Shape
+import numpy as np
+
+from rlp_jax.aot.hlo import Computation, Instruction, Module, Shape, trip_count
 from rlp_jax.aot.jaxpr_cost import Turns, UnknownTurns, innermost
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -21,6 +24,7 @@ _NOTHING = {
 }  # fmt: skip
 _EXPLICIT = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 _IOTA = re.compile(r"replica_groups=(?:\w+)?\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*(?:\([\d,]*\))?)\))? \{([^}]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 
 
@@ -87,7 +91,7 @@ class _Counter:
             here = innermost(instruction.op_name, self.phases) or phase
             called = instruction.called
             if instruction.opcode == "while":
-                count = instruction.trip_count
+                count = trip_count(self.module, computation, instruction)
                 count = self.turns.of(self._path(instruction)) if count is None else count
                 if count is None:
                     raise UnknownTurns(f"nobody has said how often the loop {self._path(instruction)} turns")
@@ -140,12 +144,14 @@ class _Counter:
             for inner in fused.instructions.values():
                 kind = inner.opcode.removesuffix("-start")
                 if kind in COLLECTIVES:
+                    # A reduce-scatter is written as an all-reduce of which each chip takes its part.
+                    kind = "reduce-scatter" if "all-reduce-scatter" in fused.name else kind
                     own.collectives.append(self._collective(fused, inner, kind, times))
 
     def _moved(self, computation: Computation, instruction: Instruction) -> float:
         """Bytes of HBM read and written by one instruction that is no control flow."""
         opcode = instruction.opcode
-        if opcode in _NOTHING or opcode.endswith("-done"):
+        if opcode in _NOTHING or opcode.endswith("-done") or "AllocateBuffer" in instruction.rest:
             return 0.0
         operands = [self._shapes(computation, name) for name in instruction.operands]
         result = sum(shape.hbm for shape in instruction.shapes)
@@ -264,17 +270,43 @@ def replica_groups(attributes: str) -> list[list[int]]:
     explicit = _EXPLICIT.search(attributes)
     if explicit:
         return [[int(n) for n in group.split(",") if n] for group in re.findall(r"\{([\d, ]*)\}", explicit.group(1))]
+    mesh = _MESH.search(attributes)
+    if mesh:
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
+        chips = np.arange(math.prod(axes.values()))
+        if mesh.group(2):
+            chips = _iota(*_IOTA.search(f"replica_groups={mesh.group(2)}").groups())
+        joined = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh.group(3))
+        return _join(chips.reshape(-1), axes, joined)
     iota = _IOTA.search(attributes)
     if iota:
-        import numpy as np
-
-        groups, size, dims, order = iota.groups()
-        dims = [int(n) for n in dims.split(",")]
-        chips = np.arange(np.prod(dims)).reshape(dims)
-        if order:
-            chips = chips.transpose([int(n) for n in order.split(",")])
-        return chips.reshape(int(groups), int(size)).tolist()
+        return _iota(*iota.groups()).tolist()
     pairs = _PAIRS.search(attributes)
     if pairs:
         return [[int(n) for n in re.findall(r"\d+", pair)] for pair in pairs.group(1).split("},{")]
     return []
+
+
+def _iota(groups: str, size: str, dims: str, order: str | None) -> np.ndarray:
+    sizes = [int(n) for n in dims.split(",")]
+    chips = np.arange(math.prod(sizes)).reshape(sizes)
+    if order:
+        chips = chips.transpose([int(n) for n in order.split(",")])
+    return chips.reshape(int(groups), int(size))
+
+
+def _join(chips: np.ndarray, axes: dict[str, int], joined: list[tuple[str, str, str]]) -> list[list[int]]:
+    """Groups of chips along the joined axes of a mesh; an axis with (before, size) is joined in part."""
+    split, inside = [], []
+    for name, size in axes.items():
+        part = next((entry for entry in joined if entry[0] == name), None)
+        if part is None or not part[2]:
+            split.append(size)
+            inside.append(part is not None)
+        else:
+            before, middle = int(part[1]), int(part[2])
+            split += [before, middle, size // (before * middle)]
+            inside += [False, True, False]
+    order = sorted(range(len(split)), key=lambda axis: inside[axis])
+    size = math.prod(n for n, joins in zip(split, inside, strict=True) if joins)
+    return chips.reshape(split).transpose(order).reshape(-1, size).tolist()

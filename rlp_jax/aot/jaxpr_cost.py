@@ -90,7 +90,7 @@ def _repeats(name: str, eqn, turns: Turns) -> float:
         return eqn.params["length"]
     if name == "shard_map":
         mesh = eqn.params["mesh"]
-        return math.prod(mesh.shape[axis] for axis in eqn.params["manual_axes"])
+        return math.prod(mesh.shape[axis] for axis in eqn.params["newly_manual_axes"])
     if name == "pallas_call":
         mapping = eqn.params["grid_mapping"]
         known = math.prod(size for size in mapping.grid if isinstance(size, int))
