@@ -140,13 +140,17 @@ class _Counter:
         if kind in COLLECTIVES:
             own.collectives.append(self._collective(computation, instruction, kind, times))
         elif instruction.opcode == "fusion":  # the compiler fuses collectives with the products beside them
-            fused = self.module.computations[instruction.called["calls"][0]]
-            for inner in fused.instructions.values():
-                kind = inner.opcode.removesuffix("-start")
-                if kind in COLLECTIVES:
-                    # A reduce-scatter is written as an all-reduce of which each chip takes its part.
-                    kind = "reduce-scatter" if "all-reduce-scatter" in fused.name else kind
-                    own.collectives.append(self._collective(fused, inner, kind, times))
+            self._fused_collectives(self._fused(instruction), own, times)
+
+    def _fused_collectives(self, fused: Computation, own: Traffic, times: float) -> None:
+        for inner in fused.instructions.values():
+            kind = inner.opcode.removesuffix("-start")
+            if inner.opcode == "fusion":
+                self._fused_collectives(self._fused(inner), own, times)
+            elif kind in COLLECTIVES:
+                # A reduce-scatter is written as an all-reduce of which each chip takes its part.
+                kind = "reduce-scatter" if "all-reduce-scatter" in fused.name else kind
+                own.collectives.append(self._collective(fused, inner, kind, times))
 
     def _moved(self, computation: Computation, instruction: Instruction) -> float:
         """Bytes of HBM read and written by one instruction that is no control flow."""
@@ -172,50 +176,58 @@ class _Counter:
         return sum(map(_hbm, operands)) + result
 
     def _fusion(self, instruction: Instruction, operands: list[tuple[Shape, ...]]) -> float:
-        fused = self.module.computations[instruction.called["calls"][0]]
-        users: dict[str, list[Instruction]] = {}
-        for inner in fused.instructions.values():
-            for name in inner.operands:
-                users.setdefault(name, []).append(inner)
-        read = sum(
-            self._read(parameter, users, _hbm(operands[int(parameter.operands[0])]))
-            for parameter in fused.instructions.values()
-            if parameter.opcode == "parameter"
-        )
-        return read + self._written(fused, instruction)
+        fused = self._fused(instruction)
+        read = sum(min(self._read(fused, number, _hbm(shapes)), _hbm(shapes)) for number, shapes in enumerate(operands))
+        roots = self._roots(fused)
+        if len(roots) != len(instruction.shapes):  # one operation with several results
+            return read + _hbm(instruction.shapes)
+        written = (self._written(*root, shape) for root, shape in zip(roots, instruction.shapes, strict=True))
+        return read + sum(written)
 
-    def _read(self, parameter: Instruction, users: dict, whole: float) -> float:
-        """Bytes that a fusion reads of one operand: what its slices take, nothing of what it updates in place."""
+    def _fused(self, fusion: Instruction) -> Computation:
+        return self.module.computations[fusion.called["calls"][0]]
+
+    def _read(self, fused: Computation, number: int, whole: float) -> float:
+        """Bytes that a fusion reads of an operand: what its slices take, nothing of what it updates in place."""
         if whole == 0.0:
             return 0.0
-        read, pending = 0.0, [parameter.name]
+        parameter = next(
+            i.name for i in fused.instructions.values() if i.opcode == "parameter" and i.operands[0] == str(number)
+        )
+        read, pending = 0.0, [parameter]
         while pending:
             name = pending.pop()
-            for user in users.get(name, []):
+            for user in fused.instructions.values():
+                if name not in user.operands or user.opcode == "parameter":
+                    continue
                 if user.opcode in ("bitcast", "reshape"):
                     pending.append(user.name)
+                elif user.opcode == "fusion":
+                    inner = self._fused(user)
+                    read += sum(self._read(inner, n, whole) for n, used in enumerate(user.operands) if used == name)
                 elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
                     read += sum(shape.bytes for shape in user.shapes)
-                elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-                    pass
-                else:
+                elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
                     return whole
-        return min(read, whole)
+        return read
 
-    def _written(self, fused: Computation, instruction: Instruction) -> float:
-        """Bytes that a fusion writes: of an update in place the update."""
-        roots = [fused.root]
-        if fused.root.opcode == "tuple":
-            roots = [fused.instructions[name] for name in fused.root.operands]
-        written = 0.0
-        for root, shape in zip(roots, instruction.shapes, strict=False):
-            while root.opcode in ("bitcast", "reshape") and root.operands[0] in fused.instructions:
-                root = fused.instructions[root.operands[0]]
-            if root.opcode == "dynamic-update-slice" and shape.main:
-                written += sum(part.bytes for part in fused.instructions[root.operands[1]].shapes)
+    def _roots(self, fused: Computation) -> list[tuple[Computation, Instruction]]:
+        """What each result of a fusion comes from."""
+        root = fused.root
+        return (
+            [(fused, fused.instructions[name]) for name in root.operands] if root.opcode == "tuple" else [(fused, root)]
+        )
+
+    def _written(self, fused: Computation, root: Instruction, shape: Shape) -> float:
+        """Bytes that a fusion writes for one result: of an update in place the update."""
+        while root.opcode in ("bitcast", "reshape", "fusion"):
+            if root.opcode == "fusion":
+                fused, root = self._roots(self._fused(root))[0]
             else:
-                written += shape.hbm
-        return written
+                root = fused.instructions[root.operands[0]]
+        if root.opcode == "dynamic-update-slice" and shape.main:
+            return sum(part.bytes for part in fused.instructions[root.operands[1]].shapes)
+        return shape.hbm
 
     def _shapes(self, computation: Computation, name: str) -> tuple[Shape, ...]:
         found = computation.instructions.get(name)
