@@ -117,7 +117,7 @@ def candidate_meshes(config: Config, topology: Topology):
 
 
 def mesh_config(config: Config, topology: Topology, data: int, fsdp: int, tensor: int) -> MeshConfig:
-    return dataclasses.replace(config.mesh, data=data * topology.slices, fsdp=fsdp, tensor=tensor)
+    return dataclasses.replace(config.mesh, slices=topology.slices, data=data, fsdp=fsdp, tensor=tensor)
 
 
 def one_line(result: dict) -> str:

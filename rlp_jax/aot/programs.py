@@ -114,7 +114,7 @@ def abstract_run(config: Config, topology: Topology) -> Abstract:
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
 
     def step(reference_params):
-        return rlp.make_step(model, optimizer, template, config, reference_params, shards)
+        return rlp.make_step(model, optimizer, template, config, reference_params, mesh)
 
     return Abstract(config, model, template, mesh, shards, state, batch, key, step)
 
@@ -150,7 +150,7 @@ def compile_step(run: Abstract, level: str | None, tokens: int) -> Iterator[Prog
 
 def _compile(name: str, run: Abstract, function: Any, args: tuple, level: str | None, turns: Turns):
     start = time.perf_counter()
-    with compiling_for("tpu", run.mesh.size), optimization(level):
+    with compiling_for("tpu"), optimization(level):
         traced = function.trace(*args)
         flops = count_flops(traced.jaxpr, turns, PHASES)
         try:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlp_jax.models import backend
+from rlp_jax.models.constraints import DOCUMENTS, HEADS, constrain, on_shards, spec
 from rlp_jax.models.layers import Dense
 
 CPU_CHUNK = 64  # the most tokens a chunk on CPU, whatever a config says
@@ -186,6 +187,27 @@ def states_at(chunks: Chunks, stop_nK: jax.Array) -> jax.Array:
     return jax.vmap(over_stops, (1,) * 5 + (0,))(*chunks, stop_nK)
 
 
+def scan_on_shards(x_nSJP, dt_nSJ, a_J, b_nSUZ, c_nSUZ, start_nJPZ, stop_nK, chunk_size: int):
+    """`ssd` of each device's own sequences and heads, and the state at the stops [n, K, J, P, Z], or the last one.
+
+    Heads are split where their groups are, or where they all are of one group. `ssd` merges axes that are split in
+    different ways, which the compiler could only do by gathering them.
+    """
+
+    def scan(x, dt, a, b, c, start, *stops):
+        y, end, chunks = ssd(x, dt, a, b, c, start, chunk_size)
+        return y, states_at(chunks, *stops) if stops else end
+
+    of_groups = spec(b_nSUZ.shape, DOCUMENTS, None, HEADS)
+    heads = HEADS if of_groups[2] or b_nSUZ.shape[2] == 1 else None
+    of_heads, of_states = spec(x_nSJP.shape, DOCUMENTS, None, heads), spec(start_nJPZ.shape, DOCUMENTS, heads)
+    arrays, stops = (x_nSJP, dt_nSJ, a_J, b_nSUZ, c_nSUZ, start_nJPZ), ()
+    specs = (of_heads, of_heads, spec(a_J.shape, heads), of_groups, of_groups, of_states)
+    if stop_nK is not None:
+        stops, specs = (stop_nK,), (*specs, spec(stop_nK.shape, DOCUMENTS))
+    return on_shards(scan, specs, (of_heads, of_states if stop_nK is None else of_heads))(*arrays, *stops)
+
+
 def ssd_step(
     x_nJP: jax.Array, dt_nJ: jax.Array, a_J: jax.Array, b_nUZ: jax.Array, c_nUZ: jax.Array, state_nJPZ: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -256,7 +278,9 @@ class Mamba2(nn.Module):
         dt_bias_J = self.param("dt_bias", _dt_init, (J,), jnp.float32)
         skip_J = self.param("D", nn.initializers.ones, (J,), jnp.float32)
 
-        projected = Dense((cfg.width + I + J,), name="in_proj")(x_nSD)
+        # Over a mesh each device makes some columns. They are gathered here, since they are not those of its heads;
+        # what follows is for a device's own heads again.
+        projected = constrain(Dense((cfg.width + I + J,), name="in_proj")(x_nSD), DOCUMENTS)
         z, new_nSI, dt_nSJ = jnp.split(projected, (cfg.width, cfg.width + I), -1)
         history = jnp.zeros((n, W - 1, I), new_nSI.dtype) if past is None else past.conv
         joined_nTI = jnp.concatenate([history, new_nSI], 1)
@@ -270,14 +294,15 @@ class Mamba2(nn.Module):
             y, end = ssd_step(x[:, 0], dt_nSJ[:, 0], a_J, b[:, 0], c[:, 0], start)
             y = y[:, None]
         else:
-            y, end, chunks = ssd(x, dt_nSJ, a_J, b, c, start, cfg.chunk_size)
+            y, end = scan_on_shards(x, dt_nSJ, a_J, b, c, start, stop_nK, cfg.chunk_size)
         y = (y + skip_J[:, None] * x.astype(jnp.float32)).reshape(n, S, cfg.width)
         out_nSD = Dense((D,), name="out_proj")(GatedGroupNorm(U, self.norm_eps, name="gate_norm")(y, z))
+        end = constrain(end, DOCUMENTS, *((HEADS,) if stop_nK is None else (None, HEADS)))
         if stop_nK is None:
             return out_nSD, MambaState(end, joined_nTI[:, S:])
         last_nKW = stop_nK[..., None] + jnp.arange(W - 1)
         conv = jax.vmap(lambda joined_TI, last_KW: joined_TI[last_KW])(joined_nTI, last_nKW)
-        return out_nSD, MambaState(states_at(chunks, stop_nK), conv)
+        return out_nSD, MambaState(end, conv)
 
 
 def _a_init(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
