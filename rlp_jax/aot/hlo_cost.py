@@ -24,7 +24,7 @@ _NOTHING = {
 }  # fmt: skip
 _EXPLICIT = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 _IOTA = re.compile(r"replica_groups=(?:\w+)?\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*(?:\([\d,]*\))?)\))? \{([^}]*)\}")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 
 
@@ -285,26 +285,31 @@ def replica_groups(attributes: str) -> list[list[int]]:
     mesh = _MESH.search(attributes)
     if mesh:
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
-        chips = np.arange(math.prod(axes.values()))
-        if mesh.group(2):
-            chips = _iota(*_IOTA.search(f"replica_groups={mesh.group(2)}").groups())
-        joined = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh.group(3))
-        return _join(chips.reshape(-1), axes, joined)
+        chips = _device_ids(mesh.group(2), math.prod(axes.values()))
+        return _join(chips, axes, re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh.group(3)))
     iota = _IOTA.search(attributes)
     if iota:
-        return _iota(*iota.groups()).tolist()
+        groups, size, dims, order = iota.groups()
+        return _iota(dims, order).reshape(int(groups), int(size)).tolist()
     pairs = _PAIRS.search(attributes)
     if pairs:
         return [[int(n) for n in re.findall(r"\d+", pair)] for pair in pairs.group(1).split("},{")]
     return []
 
 
-def _iota(groups: str, size: str, dims: str, order: str | None) -> np.ndarray:
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    """0, 1, 2, ... in a grid of `dims`, its axes put into `order`, flat."""
     sizes = [int(n) for n in dims.split(",")]
     chips = np.arange(math.prod(sizes)).reshape(sizes)
-    if order:
-        chips = chips.transpose([int(n) for n in order.split(",")])
-    return chips.reshape(int(groups), int(size))
+    return (chips.transpose([int(n) for n in order.split(",")]) if order else chips).reshape(-1)
+
+
+def _device_ids(text: str | None, count: int) -> np.ndarray:
+    """The chips of a mesh in its order: counted, as "[dims]T(order)", or written out."""
+    if text is None:
+        return np.arange(count)
+    iota = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\)?)?", text)
+    return _iota(*iota.groups()) if iota else np.array([int(n) for n in re.findall(r"\d+", text)])
 
 
 def _join(chips: np.ndarray, axes: dict[str, int], joined: list[tuple[str, str, str]]) -> list[list[int]]:
