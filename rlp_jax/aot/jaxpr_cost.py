@@ -80,7 +80,7 @@ def _walk(jaxpr: core.Jaxpr, path: str, times: float, turns: Turns, phases: tupl
                 _walk(eqn.params["body_jaxpr"].jaxpr, here, times * count, turns, phases, total)
         else:
             repeated = times * _repeats(name, eqn, turns)
-            for inner in _inner(eqn):
+            for inner in inner_jaxprs(eqn):
                 _walk(inner, here, repeated, turns, phases, total)
 
 
@@ -103,7 +103,7 @@ def _repeats(name: str, eqn, turns: Turns) -> float:
     return 1
 
 
-def _inner(eqn) -> Iterator[core.Jaxpr]:
+def inner_jaxprs(eqn) -> Iterator[core.Jaxpr]:
     """The jaxprs among an equation's parameters: of jit, remat, scan, custom derivatives, shard_map, kernels."""
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
@@ -115,7 +115,8 @@ def _inner(eqn) -> Iterator[core.Jaxpr]:
 
 def _has_products(jaxpr: core.Jaxpr) -> bool:
     return any(
-        eqn.primitive.name in _PRODUCTS or any(_has_products(inner) for inner in _inner(eqn)) for eqn in jaxpr.eqns
+        eqn.primitive.name in _PRODUCTS or any(_has_products(inner) for inner in inner_jaxprs(eqn))
+        for eqn in jaxpr.eqns
     )
 
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from rlp_jax import rlp
 from rlp_jax.aot.chips import Topology, devices_of
-from rlp_jax.aot.jaxpr_cost import Turns, count_flops
+from rlp_jax.aot.jaxpr_cost import Turns, count_flops, inner_jaxprs
 from rlp_jax.aot.workload import PHASES, loop_turns
 from rlp_jax.checkpoints_io.load import open_shape
 from rlp_jax.config import Config, ConfigError, Template
@@ -27,6 +28,7 @@ from rlp_jax.state import TrainState, init_state
 from rlp_jax.train import in_place
 
 CHARACTERS = 4  # of a token, where no tokenizer is at hand to count the template's
+LISTED = 6  # of the largest arrays
 OPTIMIZATION_LEVELS = ("O0", "O1", "O2", "O3")
 
 
@@ -63,13 +65,16 @@ class Program:
 
 
 class TooLarge(Exception):
-    """A program that does not fit: `used` and `capacity` in bytes, and its largest arrays (bytes, what, where)."""
+    """A program that does not fit: `used` and `capacity` in bytes, and its largest arrays (bytes, what, where).
 
-    def __init__(self, program: str, message: str):
+    The compiler's message names them, or not; then they are those of the program before it was split over chips.
+    """
+
+    def __init__(self, program: str, message: str, jaxpr: core.ClosedJaxpr | None = None):
         super().__init__(message)
         self.program = program
         self.used, self.capacity = _sizes(message)
-        self.largest = _largest(message)
+        self.largest = _largest(message) or ([] if jaxpr is None else _largest_values(jaxpr))
 
 
 def template_of(template: Template, tokenizer: Any) -> TemplateTokens:
@@ -157,7 +162,7 @@ def _compile(name: str, run: Abstract, function: Any, args: tuple, level: str | 
             compiled = traced.lower(lowering_platforms=("tpu",)).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
-                raise TooLarge(name, str(error)) from error
+                raise TooLarge(name, str(error), traced.jaxpr) from error
             raise
     analysis = compiled.memory_analysis()
     memory = {
@@ -182,19 +187,41 @@ def optimization(level: str | None) -> Iterator[None]:
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_USED = (
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+    re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+)
 _SIZE = re.compile(r"Size: ([\d.]+)([KMGT]?)")
 
 
 def _sizes(message: str) -> tuple[float, float]:
-    found = _USED.search(message)
+    found = next((found for pattern in _USED if (found := pattern.search(message))), None)
     if found is None:
         return 0.0, 0.0
     used, used_unit, capacity, unit = found.groups()
     return float(used) * _UNITS[used_unit], float(capacity) * _UNITS[unit]
 
 
-def _largest(message: str, count: int = 5) -> list[dict[str, Any]]:
+def _largest_values(jaxpr: core.ClosedJaxpr) -> list[dict[str, Any]]:
+    """The largest results in a jaxpr and those inside it, each shape once, over all chips."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def walk(jaxpr, path):
+        for eqn in jaxpr.eqns:
+            here = f"{path}/{eqn.source_info.name_stack}".strip("/")
+            for aval in (var.aval for var in eqn.outvars):
+                if getattr(aval, "ndim", 0) and hasattr(aval.dtype, "itemsize"):
+                    name = f"{aval.dtype}[{','.join(map(str, aval.shape))}] over all chips"
+                    found.setdefault(name, {"bytes": aval.size * aval.dtype.itemsize, "array": name, "from": here})
+            if eqn.primitive.name != "pallas_call":
+                for inner in inner_jaxprs(eqn):
+                    walk(inner, here)
+
+    walk(jaxpr.jaxpr, "")
+    return sorted(found.values(), key=lambda entry: -entry["bytes"])[:LISTED]
+
+
+def _largest(message: str) -> list[dict[str, Any]]:
     """The compiler's own list of the largest allocations."""
     listed = []
     for entry in re.split(r"\n\s*\d+\. ", message)[1:]:
@@ -206,4 +233,4 @@ def _largest(message: str, count: int = 5) -> list[dict[str, Any]]:
                 "array": shape.group(1).split("{")[0] if shape else "",
                 "from": operator.group(1) if operator else "",
             })  # fmt: skip
-    return listed[:count]
+    return listed[:LISTED]

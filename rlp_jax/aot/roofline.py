@@ -15,11 +15,10 @@ import jax
 from rlp_jax.aot import hlo
 from rlp_jax.aot.chips import Chip, Topology
 from rlp_jax.aot.hlo_cost import Traffic, traffic
-from rlp_jax.aot.programs import Abstract, Program, TooLarge
+from rlp_jax.aot.programs import LISTED, Abstract, Program, TooLarge
 from rlp_jax.aot.workload import PHASES, loop_turns, needed_flops
 from rlp_jax.rollout.engine import ring_sizes
 
-LISTED = 6  # of the largest arrays and collectives
 OTHER = "other"  # what was traced in no phase
 
 
