@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 # What an array's axis holds, and the mesh axes it is split over (those that exist; all of them, if they divide it).
 DOCUMENTS = ("slice", "data", "fsdp")
-HEADS = ("tensor",)
+HEADS = VOCABULARY = ("tensor",)
 Axes = tuple[tuple[str, ...] | None, ...]
 
 
@@ -29,7 +29,7 @@ def mesh_axes() -> dict[str, int]:
 
 
 def spec(shape: tuple[int, ...], *axes: tuple[str, ...] | None) -> P:
-    """The PartitionSpec of an array whose first axes hold DOCUMENTS, HEADS or (None) something else, never split.
+    """The PartitionSpec of an array whose first axes hold DOCUMENTS, HEADS and so on, or (None) something never split.
 
     What does not divide an axis leaves it whole.
     """
