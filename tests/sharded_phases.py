@@ -20,6 +20,7 @@ from rlp_jax.config import Config, EvalConfig, MeshConfig
 from rlp_jax.evals.likelihood import evaluate
 from rlp_jax.sharding import make_mesh, place_batch, place_state, state_shardings
 from rlp_jax.state import init_state
+from rlp_jax.train import in_place
 
 # Blocks in loops, as sequences of useful length have. Key heads and groups of Mamba heads divide over two devices, not
 # over four; with two query heads a key head queries do.
@@ -34,7 +35,7 @@ MESHES = {
     "1x2x4": MeshConfig(data=1, fsdp=2, tensor=4),
     "two slices": MeshConfig(slices=2, fsdp=2, tensor=2, rollout="gathered"),
 }
-DOCUMENTS, RATE = 16, 0.2
+DOCUMENTS, RATE = 16, 0.02
 # Sums over devices are taken in another order: float32 keeps 1e-7 of each, and a few layers and exponentials add up. In
 # a gradient large terms cancel, in small leaves most: there a leaf is held to less, the whole to the same.
 TOLERANCE, OF_A_LEAF = 1e-5, 1e-4
@@ -59,7 +60,7 @@ def run(model, mesh_config=None):
         step, state = rlp.make_step(model, optimizer, TEMPLATE, own, mesh=mesh), start()
         samples = step.sample(state.params, state.ema_params, batch, jax.random.key(3))
         found[f"{name} samples"] = samples._asdict()
-        state, metrics, scores = step.learn(state, batch, samples)
+        state, metrics, scores = in_place(step.learn, state, mesh)(state, batch, samples)
         found[f"{name} learnt"] = {"params": state.params, "ema": state.ema_params}
         found[f"{name} gradient"] = state.opt_state
         found[f"{name} scores"], found[f"{name} metrics"] = scores._asdict(), metrics
@@ -72,8 +73,9 @@ def run(model, mesh_config=None):
 
 def check_layout(state, samples, mesh):
     """Nothing that should be split has become whole on the way."""
-    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(state_shardings(state, mesh)), strict=True):
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (leaf.shape, leaf.sharding, sharding)
+    wanted = jax.tree.leaves(state_shardings(state, mesh))
+    for (path, leaf), sharding in zip(jax.tree.leaves_with_path(state), wanted, strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (jax.tree_util.keystr(path), leaf.sharding.spec)
     ways = mesh.devices.size // mesh.shape["tensor"]
     assert samples.thought_BKGL.addressable_shards[0].data.shape[0] == DOCUMENTS // ways
 

@@ -49,11 +49,12 @@ def constrain(tree: Any, *axes: tuple[str, ...] | None) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x.shape, *axes)), tree)
 
 
-def on_shards(function: Callable, in_specs: tuple[P, ...], out_specs: Any) -> Callable:
-    """`function` on every device's own part of its arrays, for what the compiler cannot split: loops over documents,
-    and kernels."""
-    axes = mesh_axes()
-    if not axes:
+def on_shards(
+    function: Callable, in_specs: tuple[P, ...], out_specs: Any, axes: tuple[str, ...] | None = None
+) -> Callable:
+    """`function` on every device's own part of its arrays, for what the compiler cannot split well: loops over
+    documents, and kernels. With `axes` they are split over these, and the compiler lays them over the others."""
+    names = frozenset(name for name in mesh_axes() if axes is None or name in axes)
+    if not names:
         return function
-    names = frozenset(axes)
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False)

@@ -241,6 +241,11 @@ class LanguageModel:
         """Logits [..., V], float32, of final hidden states [..., D]."""
         return self.module.apply({"params": params}, hidden, method="unembed")
 
+    def unembedding(self, params: Params) -> jax.tree_util.Partial:
+        """`unembed` with the parameters that it reads, a pytree: it can be an argument of a transformed function."""
+        name = "embed" if self.config.tie_embeddings else "head"
+        return jax.tree_util.Partial(self.unembed, {name: params[name]})
+
 
 def cast_kernels(params: Params, dtype: str) -> Params:
     """Kernels and embedding in another dtype, everything that float32 arithmetic reads (norms, decays) as it is."""
