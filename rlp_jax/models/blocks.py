@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rlp_jax.models.attention import Segment, attend
 from rlp_jax.models.cache import Cache, capacity, token_numbers, write
 from rlp_jax.models.causal_attention import KEPT
-from rlp_jax.models.constraints import DOCUMENTS, HEADS, constrain
+from rlp_jax.models.constraints import DOCUMENTS, HEADS, VOCABULARY, constrain
 from rlp_jax.models.layers import Dense, RMSNorm, RopeScaling, rotary_angles, rotate
 from rlp_jax.models.mamba2 import HybridConfig
 from rlp_jax.models.self_attention import Ranges, self_attention
@@ -179,6 +179,16 @@ def make_embed(cfg: ModelConfig) -> nn.Embed:
         cfg.vocab_size, cfg.d_model, dtype=cfg.dtype, param_dtype=jnp.float32,
         embedding_init=nn.initializers.normal(0.02),
     )  # fmt: skip
+
+
+def embed(module: nn.Module, tokens: jax.Array) -> jax.Array:
+    """Rows of the module's embedding, [..., D] in the compute dtype.
+
+    Over a mesh devices that share out D have different documents: D is gathered as any layer's weights are, or the
+    compiler would gather the documents.
+    """
+    table_VD = constrain(module.embed.embedding.astype(module.config.dtype), VOCABULARY)
+    return constrain(jnp.take(table_VD, tokens, axis=0), DOCUMENTS)
 
 
 def unembed(module: nn.Module, x_D: jax.Array) -> jax.Array:

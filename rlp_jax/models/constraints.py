@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 # What an array's axis holds, and the mesh axes it is split over (those that exist; all of them, if they divide it).
 DOCUMENTS = ("slice", "data", "fsdp")
-HEADS = ("tensor",)
+HEADS = VOCABULARY = ("tensor",)
 Axes = tuple[tuple[str, ...] | None, ...]
 
 
@@ -29,7 +29,7 @@ def mesh_axes() -> dict[str, int]:
 
 
 def spec(shape: tuple[int, ...], *axes: tuple[str, ...] | None) -> P:
-    """The PartitionSpec of an array whose first axes hold DOCUMENTS, HEADS or (None) something else, never split.
+    """The PartitionSpec of an array whose first axes hold DOCUMENTS, HEADS and so on, or (None) something never split.
 
     What does not divide an axis leaves it whole.
     """
@@ -49,11 +49,12 @@ def constrain(tree: Any, *axes: tuple[str, ...] | None) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x.shape, *axes)), tree)
 
 
-def on_shards(function: Callable, in_specs: tuple[P, ...], out_specs: Any) -> Callable:
-    """`function` on every device's own part of its arrays, for what the compiler cannot split: loops over documents,
-    and kernels."""
-    axes = mesh_axes()
-    if not axes:
+def on_shards(
+    function: Callable, in_specs: tuple[P, ...], out_specs: Any, axes: tuple[str, ...] | None = None
+) -> Callable:
+    """`function` on every device's own part of its arrays, for what the compiler cannot split well: loops over
+    documents, and kernels. With `axes` they are split over these, and the compiler lays them over the others."""
+    names = frozenset(name for name in mesh_axes() if axes is None or name in axes)
+    if not names:
         return function
-    names = frozenset(axes)
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False)

@@ -278,14 +278,14 @@ class Mamba2(nn.Module):
         dt_bias_J = self.param("dt_bias", _dt_init, (J,), jnp.float32)
         skip_J = self.param("D", nn.initializers.ones, (J,), jnp.float32)
 
-        # Over a mesh each device makes some columns. They are gathered here, since they are not those of its heads;
-        # what follows is for a device's own heads again.
+        # Over a mesh each device makes some columns. They are gathered before they are taken apart, since they are not
+        # those of its heads; the scan and all after it are for a device's own heads again.
         projected = constrain(Dense((cfg.width + I + J,), name="in_proj")(x_nSD), DOCUMENTS)
-        z, new_nSI, dt_nSJ = jnp.split(projected, (cfg.width, cfg.width + I), -1)
+        z, new_nSI, dt_nSJ = constrain(jnp.split(projected, (cfg.width, cfg.width + I), -1), DOCUMENTS)
         history = jnp.zeros((n, W - 1, I), new_nSI.dtype) if past is None else past.conv
         joined_nTI = jnp.concatenate([history, new_nSI], 1)
         mixed_nSI = Convolution(cfg, name="conv")(joined_nTI)
-        x, b, c = jnp.split(mixed_nSI, (cfg.width, cfg.width + U * Z), -1)
+        x, b, c = constrain(jnp.split(mixed_nSI, (cfg.width, cfg.width + U * Z), -1), DOCUMENTS)
         x, b, c = x.reshape(n, S, J, P), b.reshape(n, S, U, Z), c.reshape(n, S, U, Z)
         dt_nSJ = jnp.clip(nn.softplus(dt_nSJ.astype(jnp.float32) + dt_bias_J), *cfg.time_step_limit)
 

@@ -15,6 +15,7 @@ from rlp_jax.models.blocks import (
     Attention,
     ModelConfig,
     View,
+    embed,
     global_view,
     head_angles,
     make_embed,
@@ -117,7 +118,7 @@ class Transformer(nn.Module):
         if cache is not None:
             past = (cache.prefix_k, cache.prefix_v, cache.branch_k, cache.branch_v)
             position_BRS = position_BRS + (cache.prefix_length_BR + cache_lib.own_tokens(cache))[..., None]
-        x_BRSD = constrain(self.embed(tokens_BRS), DOCUMENTS)
+        x_BRSD = embed(self, tokens_BRS)
         if cfg.scale_embeddings:
             x_BRSD = x_BRSD * jnp.asarray(cfg.d_model**0.5, cfg.dtype)
         everything, local_Y = global_view(cfg, cache, position_BRS), cfg.local_Y
@@ -239,6 +240,11 @@ class LanguageModel:
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of final hidden states [..., D]."""
         return self.module.apply({"params": params}, hidden, method="unembed")
+
+    def unembedding(self, params: Params) -> jax.tree_util.Partial:
+        """`unembed` with the parameters that it reads, a pytree: it can be an argument of a transformed function."""
+        name = "embed" if self.config.tie_embeddings else "head"
+        return jax.tree_util.Partial(self.unembed, {name: params[name]})
 
 
 def cast_kernels(params: Params, dtype: str) -> Params:

@@ -6,7 +6,6 @@ thoughts. Bins have one size, but how many there are depends on the lengths that
 more than those.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -139,7 +138,7 @@ def score_bins(
     What a thought's end or an absent branch leaves empty is 0.
     """
     hidden_ACD = model.hidden_packed(params, bins.tokens_C, bins.layout)
-    unembed = functools.partial(model.unembed, params)
+    unembed = model.unembedding(params)
 
     def score(place, token, temperature, filter_fn):
         shape, (A, C) = place.shape, bins.tokens_C.shape

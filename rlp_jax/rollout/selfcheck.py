@@ -49,7 +49,7 @@ def check_sharing(model: LanguageModel, params: Params, tokens_T: np.ndarray) ->
     @jax.jit
     def difference(params):
         def logprobs(hidden_RSD):
-            return token_logprobs(lambda x: model.unembed(params, x), hidden_RSD[:, :-1], branch_RS[:, 1:]).logprob
+            return token_logprobs(model.unembedding(params), hidden_RSD[:, :-1], branch_RS[:, 1:]).logprob
 
         _, cache = model.hidden(params, document_T[None], stops_BK=length_R[None])
         forked_BRSD, _ = model.hidden(params, branch_RS[None], fork(cache, jnp.asarray(length_R)[None]))
