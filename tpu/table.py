@@ -51,7 +51,7 @@ ENTRIES = (
     Entry(QWEN, "v5e:16x16", settings=mesh(256)),
     Entry(QWEN, "v5p:4x4x4", settings=mesh(64)),
     Entry(QWEN, "v6e:8x8", settings=(*mesh(64), "rlp.slots=8")),
-    Entry(QWEN, "v5e:16x16", slices=2, settings=(*mesh(512), "mesh.slices=2")),
+    Entry(QWEN, "v5e:16x16", slices=2, settings=mesh(512)),
     Entry(QWEN_14B, "v5p:4x4x4", settings=(*mesh(64), "rlp.slots=8")),
     Entry(QWEN_14B, "v5p:4x8x8", settings=mesh(256)),
     Entry(QWEN_14B, "v6e:16x16", settings=mesh(256, tensor=4)),

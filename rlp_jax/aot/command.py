@@ -31,6 +31,8 @@ def compile_for(config: Config, topology: Topology, level: str | None = None, to
     tokens = config.rlp.thought_tokens if tokens is None else tokens
     if not 1 <= tokens <= config.rlp.thought_tokens:
         raise ConfigError(f"--tokens is {tokens}: a thought has 1 to {config.rlp.thought_tokens} (rlp.thought_tokens)")
+    if topology.slices > 1:
+        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=topology.slices))
     run = abstract_run(config, topology)
     said: dict[str, Any] = {
         "topology": topology.name,
