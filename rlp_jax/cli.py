@@ -1,7 +1,8 @@
-"""The command line: `rlp train | sample | convert | report`.
+"""The command line: `rlp train | sample | convert | report | compile`.
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
-standard error and exit code 2. Exit code 3: a run that diverged. 130 and 143: a run that was interrupted and saved.
+standard error and exit code 2. Exit code 1: `compile` found that a run does not fit. 3: a run that diverged. 130 and
+143: a run that was interrupted and saved.
 """
 
 import argparse
@@ -63,6 +64,24 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write figures and report.html of a run again")
     report.add_argument("run_dir", type=Path)
     report.set_defaults(run=_report)
+
+    compiled = commands.add_parser(
+        "compile",
+        help="compile a step for a TPU pod, on a machine without one: does it fit, what does it move and cost",
+    )
+    compiled.add_argument("experiment", help="a name of experiments/ (pod/qwen3_1_7b, ...) or a .py file with config()")
+    compiled.add_argument("--topology", required=True, help="chips, for instance v5e:16x16, v5p:4x4x4 or v6e:8x8")
+    compiled.add_argument("--slices", type=int, default=1, help="pods of this topology (default: 1)")
+    compiled.add_argument(
+        "--tokens", type=int, help="of each thought, for the time bound (default: the most there may be)"
+    )
+    compiled.add_argument("--level", choices=("O0", "O1", "O2", "O3"), help="of optimisation; O0 compiles fast and "
+                          "overestimates memory (default: as in a run)")  # fmt: skip
+    compiled.add_argument("--search", action="store_true", help="try meshes, at O0, and rank those that fit")
+    compiled.add_argument("--json", action="store_true", help="end with one line of JSON")
+    compiled.add_argument("--with", dest="arguments", action="append", default=[], metavar="NAME=VALUE")
+    compiled.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE")
+    compiled.set_defaults(run=_compile)
     return top
 
 
@@ -187,6 +206,33 @@ def _convert(args) -> int:
     save_hf(args.destination, model, params, tokenizer, args.dtype)
     print(args.destination)
     return 0
+
+
+def _compile(args) -> int:
+    from rlp_jax.aot.chips import parse_topology
+    from rlp_jax.config import ConfigError
+    from rlp_jax.settings import load_experiment, override, validate
+
+    if args.search and args.level not in (None, "O0"):
+        raise ConfigError(f"--level {args.level} with --search: a search compiles at O0")
+    config = override(load_experiment(args.experiment, args.arguments), args.overrides)
+    validate(config)
+    topology = parse_topology(args.topology, args.slices)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+    from rlp_jax.aot.command import O0, as_json, compile_for, describe, search
+
+    if args.search:
+        print(O0)
+        ranked = search(config, topology, args.tokens)
+        print(describe(ranked[0]))
+        result = {"fits": ranked[0]["fits"], "ranked": ranked}
+    else:
+        result = compile_for(config, topology, args.level, args.tokens)
+        print(describe(result))
+    if args.json:
+        print(as_json(result))
+    return 0 if result["fits"] else 1
 
 
 def _report(args) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 PositionMode = Literal["uniform", "span", "entropy"]
 Dtype = Literal["float32", "bfloat16"]
 RolloutDtype = Literal["float32", "bfloat16", "int8"]
+RolloutLayout = Literal["same", "gathered"]
 Remat = Literal["none", "elementwise", "layer"]
 
 
@@ -106,9 +107,11 @@ class EvalConfig:
 class MeshConfig:
     """Devices per mesh axis; -1 on one axis takes what is left."""
 
+    slices: int = 1  # of a TPU pod with slower links between them: weights are replicated, documents split over them
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    rollout: RolloutLayout = "same"  # weights while sampling: "gathered" over fsdp once a batch, or as the learner's
 
 
 @dataclasses.dataclass(frozen=True)

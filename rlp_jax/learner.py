@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from rlp_jax import objective
 from rlp_jax.config import Config
 from rlp_jax.data.template import TemplateTokens
+from rlp_jax.models.constraints import DOCUMENTS, constrain
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout import packing, scoring
 from rlp_jax.rollout.filters import Filter
+from rlp_jax.sharding import constrain_state
 
 Batch = dict[str, jax.Array]
 SPARE = 8  # a bin holds so many times more documents than would fit at their longest
@@ -61,6 +63,17 @@ class Part(NamedTuple):
     scores: Scores | None
 
 
+class Bins(NamedTuple):
+    """Each of `shards` runs of `per_shard` documents fills at most `most` bins, which hold up to `capacity` tokens and
+    `documents` documents."""
+
+    shards: int
+    per_shard: int
+    most: int
+    capacity: int
+    documents: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """What the gradient is taken of.
@@ -79,6 +92,19 @@ class Learner:
     def packs(self) -> bool:
         return self.model.config.hybrid is None
 
+    def bins(self, parts: int, documents: int, tokens: int) -> "Bins":
+        """The bins that `parts` parts of B documents of T tokens become."""
+        rlp, template = self.config.rlp, self.template
+        shards = self.shards if documents % self.shards == 0 else 1
+        per_shard = documents // shards
+        most = min(parts, per_shard)
+        fit = -(-per_shard // most)  # this many of the longest go into a bin
+        branch = packing.longest_branch(rlp.thought_tokens, template, rlp.horizon)
+        longest = tokens + len(template.context) + rlp.positions * rlp.group_size * branch
+        capacity = packing.bin_size(fit * longest)
+        return Bins(shards, per_shard, most, capacity, min(SPARE * fit, per_shard))
+
+    @jax.named_scope("gradient")
     def gradient(
         self, params: Params, reference_params: Params | None, whole: Part
     ) -> tuple[Params, dict[str, jax.Array], Scores]:
@@ -89,13 +115,14 @@ class Learner:
 
         def of_part(part, score):
             (loss, (sums, scores)), grads = loss_and_gradient(params, reference_params, self.config, part, score, total)
-            return (grads, loss, sums), scores
+            return (constrain_state(grads), loss, sums), scores
 
         (grads, loss, sums), scores, computed = self._over_parts(self.config.rlp.microbatches, whole, of_part)
         needed = _needed_by_document(self.template, self.config, samples).sum().astype(jnp.float32)
         padding = 1.0 - needed / jnp.maximum(computed, 1.0)
         return grads, {"loss": loss, "padding": padding} | _metrics(sums, samples, scores), scores
 
+    @jax.named_scope("scoring")
     def scores(self, params: Params, whole: Part) -> Scores:
         """Rewards and log pi_old without a gradient: from the rollout if it has found them, else by a forward."""
         if whole.samples.s_pred_BKG is not None:
@@ -113,42 +140,34 @@ class Learner:
     def _over_bins(self, parts: int, whole: Part, of_part: Callable):
         """`of_part(part, score) -> (sums, scores)` of every bin that holds something: the sums' total, all documents'
         scores, and how many tokens were computed, padding included."""
-        rlp, template = self.config.rlp, self.template
-        B, K, G, L = whole.samples.thought_BKGL.shape
-        A = self.shards if B % self.shards == 0 else 1
-        T = whole.batch["tokens_BT"].shape[1] + len(template.context)
-        per_shard = B // A
-        bins = min(parts, per_shard)
-        fit = -(-per_shard // bins)  # this many of the longest go into a bin
-        capacity = packing.bin_size(fit * (T + K * G * packing.longest_branch(L, template, rlp.horizon)))
-        documents = min(SPARE * fit, per_shard)
+        template, (B, T) = self.template, whole.batch["tokens_BT"].shape
+        A, per_shard, bins, capacity, documents = self.bins(parts, B, T)
         tokens_AB = _needed_by_document(template, self.config, whole.samples).reshape(A, per_shard)
         index_APd, used_A = jax.vmap(lambda x: packing.assign(x, bins, capacity, documents))(tokens_AB)
+        by_shard = in_shards(whole, A)
 
-        def part_of(p):
-            index_Ad = index_APd[:, p]
-            there_Ad = index_Ad < per_shard
-            rows = (jnp.minimum(index_Ad, per_shard - 1) + per_shard * jnp.arange(A)[:, None]).reshape(-1)
-            part = jax.tree.map(lambda x: x[rows], whole)
-            valid = part.samples.valid_BK & there_Ad.reshape(-1, 1)
-            part = part._replace(samples=part.samples._replace(valid_BK=valid))
-            return part, jnp.where(there_Ad.reshape(-1), rows, B)
-
-        def compute(p):
-            part, rows = part_of(p)
-            return *of_part(part, functools.partial(self._score_bins, part, A, capacity)), rows
+        def compute(index_Ad):
+            part = take_rows(by_shard, jnp.minimum(index_Ad, per_shard - 1))
+            part = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), part)
+            valid_BK = part.samples.valid_BK & (index_Ad < per_shard).reshape(-1, 1)
+            part = part._replace(samples=part.samples._replace(valid_BK=valid_BK))
+            sums, scores = of_part(part, functools.partial(self._score_bins, part, A, capacity))
+            return sums, in_shards(scores, A)
 
         def one_bin(p, carry):
             totals, scores = carry
-            sums, new, rows = compute(p)
-            put = jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), scores, new)
-            return jax.tree.map(jnp.add, totals, sums), put
+            sums, new = compute(index_APd[:, p])
+            put = jax.vmap(lambda x, index_d, y: x.at[index_d].set(y, mode="drop"))
+            scores = jax.tree.map(lambda x, y: put(x, index_APd[:, p], y), scores, new)
+            return jax.tree.map(jnp.add, totals, sums), scores
 
-        sums, new, _ = jax.eval_shape(compute, 0)
+        sums, new = jax.eval_shape(compute, index_APd[:, 0])
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
-        scores = jax.tree.map(lambda x: jnp.zeros((B, *x.shape[1:]), x.dtype), new)
+        scores = jax.tree.map(lambda x: jnp.zeros((A, per_shard, *x.shape[2:]), x.dtype), new)
         used = used_A.max()
-        totals, scores = jax.lax.fori_loop(0, used, one_bin, (zeros, scores))
+        with jax.named_scope("bins"):
+            totals, scores = jax.lax.fori_loop(0, used, one_bin, (zeros, scores))
+        scores = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), scores)
         return totals, scores, (used * A * capacity).astype(jnp.float32)
 
     def _score_bins(self, part: Part, shards: int, capacity: int, params: Params) -> scoring.BranchScores:
@@ -171,8 +190,8 @@ class Learner:
     def _over_documents(self, parts: int, whole: Part, of_part: Callable):
         """The same for padded parts of a few documents.
 
-        Documents with thoughts of like length come together, and each part is computed at the first of `length_limits`
-        that holds its thoughts: padding then costs less, and the numbers stay.
+        Of each shard documents with thoughts of like length come together, and a part is computed at the first of
+        `length_limits` that holds its thoughts: padding then costs less, and the numbers stay.
         """
         rlp, L = self.config.rlp, whole.samples.thought_BKGL.shape[-1]
         B, T = whole.batch["tokens_BT"].shape[0], whole.batch["tokens_BT"].shape[1] + len(self.template.context)
@@ -200,14 +219,24 @@ class Learner:
             sums, scores, computed = jax.lax.switch(needed, branches, part) if len(limits) > 1 else branches[0](part)
             return jax.tree.map(jnp.add, totals, (sums, computed)), scores
 
-        order_B = jnp.argsort(whole.samples.length_BKG.max((1, 2)))
-        split = split_documents(jax.tree.map(lambda x: x[order_B], whole), parts)
+        A = self.shards if B % (self.shards * parts) == 0 else 1
+        order_AB = jnp.argsort(in_shards(whole.samples.length_BKG.max((1, 2)), A))
+
+        def cut(x_AB):  # a part takes as many documents of every shard
+            x = x_AB.reshape(A, parts, -1, *x_AB.shape[2:]).swapaxes(0, 1)
+            return constrain(x.reshape(parts, -1, *x_AB.shape[2:]), None, DOCUMENTS)
+
+        def join(x):
+            x = x.reshape(parts, A, -1, *x.shape[2:]).swapaxes(0, 1)
+            return x.reshape(A, -1, *x.shape[3:])
+
+        split = jax.tree.map(cut, take_rows(in_shards(whole, A), order_AB))
         one = jax.tree.map(lambda x: x[0], split)
         sums, _, computed = jax.eval_shape(functools.partial(at_limit, L), one)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (sums, computed))
         (totals, computed), scores = jax.lax.scan(one_part, zeros, split)
-        back_B = jnp.argsort(order_B)
-        return totals, jax.tree.map(lambda x: x.reshape(B, *x.shape[2:])[back_B], scores), computed
+        scores = take_rows(jax.tree.map(join, scores), jnp.argsort(order_AB))
+        return totals, jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), scores), computed
 
     def _score_documents(self, part: Part, params: Params) -> scoring.BranchScores:
         rlp, template = self.config.rlp, self.template
@@ -330,8 +359,20 @@ def prefix_length(template: TemplateTokens, position_BK: jax.Array, group_size: 
 
 
 def split_documents(tree, parts: int):
-    """Leaves [B, ...] to [parts, B / parts, ...]."""
-    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree)
+    """Leaves [B, ...] to [parts, B / parts, ...]: document b to part b mod `parts`, so that each part has as many of
+    every device's, which are neighbours, and none moves."""
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree)
+    return constrain(split, None, DOCUMENTS)
+
+
+def in_shards(tree, shards: int):
+    """Leaves [B, ...] to [A, B / A, ...], a shard's documents together."""
+    return jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), tree)
+
+
+def take_rows(tree, index_Ad: jax.Array):
+    """Rows of every shard, leaves [A, B / A, ...] to [A, d, ...], each from its own: no device needs another's."""
+    return jax.tree.map(lambda x: jax.vmap(lambda rows, index_d: rows[index_d])(x, index_Ad), tree)
 
 
 def merge_groups(x_BKG: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ Algorithm 1 of arXiv 2510.01265. Where it departs from the letter of the paper:
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from rlp_jax import objective
 from rlp_jax.config import Config
@@ -34,6 +35,7 @@ from rlp_jax.models.transformer import LanguageModel, Params, cast_kernels
 from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.sampling import Rollout, thought_keys
+from rlp_jax.sharding import constrain_state, document_shards, gather_for_rollout, over
 from rlp_jax.state import Purpose, TrainState
 
 
@@ -99,9 +101,11 @@ def think(
         model, params = quantise(model, params)
     elif rlp.rollout_dtype not in (None, model.config.compute_dtype):
         model, params = model.in_dtype(rlp.rollout_dtype), cast_kernels(params, rlp.rollout_dtype)
-    _, cache = model.hidden(
-        params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_length(template, position_BK, 1)
-    )
+    if config.mesh.rollout == "gathered":
+        params = gather_for_rollout(cast_kernels(params, model.config.compute_dtype))
+    with jax.named_scope("prefill"):
+        stops_BK = prefix_length(template, position_BK, 1)
+        _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=stops_BK)
     return sample_thoughts(
         model, params, cache, prefix_length(template, position_BK, group_size), template.open, template.close,
         merge_groups(key_BKG), rlp.thought_tokens, rlp.temperature, group_size=group_size, slots=rlp.slots or None,
@@ -134,11 +138,12 @@ def learn(
         grads, metrics, scores = learner.gradient(state.params, reference_params, part)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["reward_mean"])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = objective.ema_update(state.ema_params, params, config.rlp.ema_decay)
-        proposed = TrainState(step, params, ema_params, opt_state)
-        state = _choose(finite, proposed, state._replace(step=step))
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = objective.ema_update(state.ema_params, params, config.rlp.ema_decay)
+            proposed = TrainState(step, params, ema_params, opt_state)
+            state = constrain_state(_choose(finite, proposed, state._replace(step=step)))
         return state, metrics | {"grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}, scores
 
     whole = Part(batch, samples, None)
@@ -175,12 +180,15 @@ class Step:
     `learn(state, batch, samples) -> (state, metrics, Scores)`, which donates the state.
     """
 
-    def __init__(self, model, optimizer, template, config, reference_params=None, shards=1):
+    def __init__(self, model, optimizer, template, config, reference_params=None, mesh=None):
         def _sample(params, ema_params, batch, key):
-            return sample(model, template, config, params, ema_params, batch, key)
+            with over(mesh):
+                return sample(model, template, config, params, ema_params, batch, key)
 
         def _learn(state, batch, samples, reference_params):
-            return learn(model, optimizer, template, config, state, batch, samples, reference_params, shards)
+            given = state, batch, samples, reference_params, document_shards(mesh)
+            with over(mesh):
+                return learn(model, optimizer, template, config, *given)
 
         self.sample = jax.jit(_sample)
         jitted = jax.jit(_learn, donate_argnums=0)
@@ -193,17 +201,17 @@ def make_step(
     template: TemplateTokens,
     config: Config,
     reference_params: Params | None = None,
-    shards: int = 1,
+    mesh: Mesh | None = None,
 ) -> Step:
     """Compiles the algorithm for a model and its settings.
 
     Args:
       reference_params: what the KL term of `rlp.kl_coefficient` > 0 is measured against (the parameters at the start).
-      shards: in how many runs of neighbouring documents a batch is spread over devices.
+      mesh: over which state and batches are placed (`sharding.py`), None on one device.
 
     Raises:
       ValueError: a KL coefficient without reference parameters.
     """
     if config.rlp.kl_coefficient > 0 and reference_params is None:
         raise ValueError(f"rlp.kl_coefficient is {config.rlp.kl_coefficient}: pass reference_params to measure it from")
-    return Step(model, optimizer, template, config, reference_params, shards)
+    return Step(model, optimizer, template, config, reference_params, mesh)

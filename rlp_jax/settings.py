@@ -320,20 +320,20 @@ def validate(config: Config) -> None:
         raise ConfigError("data.sources is empty: give .jsonl or .txt files, or a built-in generator")
 
 
-def check_devices(config: Config, mesh_shape: tuple[int, int, int]) -> None:
+def check_devices(config: Config, mesh_shape: tuple[int, int, int, int]) -> None:
     """The batch must split over the mesh.
 
     Args:
       config: the run's.
-      mesh_shape: devices along data, fsdp, tensor.
+      mesh_shape: slices, and devices along data, fsdp, tensor.
 
     Raises:
-      ConfigError: a microbatch (batch_documents / minibatches / microbatches) does not divide over data x fsdp.
+      ConfigError: a microbatch (batch_documents / minibatches / microbatches) does not divide over the first three.
     """
-    ways = mesh_shape[0] * mesh_shape[1]
+    ways = math.prod(mesh_shape[:3])
     part = config.batch_documents // (config.rlp.microbatches * config.rlp.minibatches)
     if part % ways:
         raise ConfigError(
             f"a microbatch has {part} documents, not a multiple of the {ways} devices along the mesh's "
-            "data and fsdp axes"
+            "slices, data and fsdp axes"
         )

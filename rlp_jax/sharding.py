@@ -1,77 +1,114 @@
-"""Where every array lives. The model knows nothing of it: a short table maps parameter paths to a PartitionSpec over
-the mesh ('data', 'fsdp', 'tensor') and the compiler does the rest.
+"""Where every array lives: a short table maps parameter paths to a PartitionSpec over the mesh ('slice', 'data',
+'fsdp', 'tensor'), documents are split over the first three axes, and the compiler does the rest. What it would not find
+by itself the model says (`models/constraints.py`), without knowing the mesh: `over` puts it into JAX's context.
 
-Parameters, their average and the optimizer's moments share paths, hence rules. A dimension that an axis does not
-divide is replicated along that axis. On one device there is no mesh: `place_state` and `place_batch` return what
-they got.
+Parameters, their average and the optimizer's moments share paths, hence rules. They are replicated over 'slice' and
+'data': between slices, whose network is slow, only gradients travel. A dimension that an axis does not divide is
+replicated along that axis. On one device there is no mesh: `place_state` and `place_batch` return what they got.
 """
 
+import contextlib
+import math
 import re
 
 import chex
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from rlp_jax.config import ConfigError, MeshConfig
+from rlp_jax.models.constraints import DOCUMENTS
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("slice", "data", "fsdp", "tensor")
 
 # The first rule whose pattern ends the leaf's path wins; the dimensions are those of ARCHITECTURE.md, layers first.
+# A Mamba mixer's in_proj gives z, x, B, C and dt side by side, so shares of its columns are not shares of heads. They
+# are a fair share of its memory and its product, though: it is cut regardless, and what it gives is gathered before it
+# is taken apart (models/mamba2.py).
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding", P("tensor", "fsdp")),
-    (r"attention/[qkv]/kernel", P(None, "fsdp", "tensor", None)),
-    (r"attention/o/kernel", P(None, "tensor", None, "fsdp")),
-    (r"mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),
-    (r"mlp/down/kernel", P(None, "tensor", "fsdp")),
-    (r"mixer/[qkv]/kernel", P(None, "fsdp", "tensor", None)),
-    (r"mixer/o/kernel", P(None, "tensor", None, "fsdp")),
-    (r"mixer/(up|in_proj)/kernel", P(None, "fsdp", "tensor")),
-    (r"mixer/(down|out_proj)/kernel", P(None, "tensor", "fsdp")),
+    (r"(attention|mixer)/[qkv]/kernel", P(None, "fsdp", "tensor", None)),
+    (r"(attention|mixer)/[qkv]/bias", P(None, "tensor", None)),
+    (r"(attention|mixer)/o/kernel", P(None, "tensor", None, "fsdp")),
+    (r"(mlp|mixer)/(gate|up|in_proj)/kernel", P(None, "fsdp", "tensor")),
+    (r"(mlp|mixer)/(down|out_proj)/kernel", P(None, "tensor", "fsdp")),
     (r"head/kernel", P("fsdp", "tensor")),
     (r"scale", P()),
+    (r"mixer/(A_log|D|dt_bias|conv/kernel|conv/bias)", P()),  # a few numbers a head or channel
 )
 
 
-def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
-    """Devices along ('data', 'fsdp', 'tensor'), with -1 resolved to what is left.
+def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int, int]:
+    """Devices along AXES, with -1 resolved to what is left.
 
     Raises:
       ConfigError: more than one -1, an axis below 1, or a product that is not the number of devices.
     """
-    shape = [config.data, config.fsdp, config.tensor]
+    shape = [config.slices, config.data, config.fsdp, config.tensor]
     said = f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor}"
-    if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
-        raise ConfigError(f"{said}: axes are 1 or more, and at most one is -1 (what is left)")
-    known = int(np.prod([size for size in shape if size != -1]))
+    if config.slices != 1:
+        said += f" slices={config.slices}"
+    if config.slices < 1 or any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
+        raise ConfigError(f"{said}: axes are 1 or more, and at most one but slices is -1 (what is left)")
+    known = math.prod(size for size in shape if size != -1)
     if devices % known or (-1 not in shape and known != devices):
         raise ConfigError(f"{said} needs {'a multiple of ' * (-1 in shape)}{known} devices, there are {devices}")
-    data, fsdp, tensor = (devices // known if size == -1 else size for size in shape)
-    return data, fsdp, tensor
+    slices, data, fsdp, tensor = (devices // known if size == -1 else size for size in shape)
+    return slices, data, fsdp, tensor
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh | None:
     """The mesh over all devices (or those given), None where there is one device and nothing to shard.
 
+    Devices that know their slice are put in its order, and inside a slice as its wiring suggests.
+
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices, or TPUs belong to more slices than were said.
     """
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(config, len(devices))
-    return None if len(devices) == 1 else Mesh(np.asarray(devices).reshape(shape), AXES)
+    slices, *shape = mesh_shape(config, len(devices))
+    if len(devices) == 1:
+        return None
+    devices = sorted(devices, key=_slice_of)  # stable
+    groups = np.array_split(np.asarray(devices), slices)
+    if devices[0].platform == "tpu" and any(len(set(map(_slice_of, group))) > 1 for group in groups):
+        found = len(set(map(_slice_of, devices)))
+        raise ConfigError(f"mesh.slices is {slices}, the devices belong to {found} slices: set mesh.slices={found}")
+    own = [mesh_utils.create_device_mesh(shape, list(group), allow_split_physical_axes=True) for group in groups]
+    return Mesh(np.stack(own), AXES)
 
 
-def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def _slice_of(device: jax.Device) -> int:
+    return getattr(device, "slice_index", 0) or 0
+
+
+def over(mesh: Mesh | AbstractMesh | None) -> contextlib.AbstractContextManager:
+    """A context in which functions are traced for this mesh: a model's own constraints then hold."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def mesh_of(tree: chex.ArrayTree) -> Mesh | None:
+    """The mesh over which arrays have been placed, None on a single device."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.num_devices > 1 else None
+
+
+def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """The PartitionSpec of one leaf: its rule, less the axes that do not divide its dimensions.
 
     A leaf without a rule is replicated.
     """
-    rule = next((spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", path)), P())
+    rule = rule_for(path) or P()
     if len(rule) > len(shape):
         return P()
     axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rule, shape, strict=False)]
     return P(*axes)
+
+
+def rule_for(path: str) -> P | None:
+    return next((spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", path)), None)
 
 
 def state_shardings(abstract_state: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
@@ -84,14 +121,36 @@ def state_shardings(abstract_state: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTre
     return jax.tree.map_with_path(sharding, abstract_state)
 
 
+def constrain_state(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Inside a traced function: leaves named like parameters, laid out by the rules over the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, state_shardings(tree, mesh))
+
+
+def gather_for_rollout(params: chex.ArrayTree) -> chex.ArrayTree:
+    """Inside a traced function: parameters whole over 'fsdp', as the decode loop of `mesh.rollout` "gathered" reads
+    them; still split over 'tensor'."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return params
+
+    def gather(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", name)  # int8
+        spec = P(*(None if axis == "fsdp" else axis for axis in spec_for(name, leaf.shape, mesh)))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map_with_path(gather, params)
+
+
 def document_shards(mesh: Mesh | None) -> int:
     """In how many runs a batch's documents are split over devices."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in DOCUMENTS)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Documents are split over 'data' and 'fsdp' together; 'tensor' sees all of them."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    """Documents are split over 'slice', 'data' and 'fsdp' together; 'tensor' sees all of them."""
+    return NamedSharding(mesh, P(DOCUMENTS))
 
 
 def place_state(state: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:

@@ -33,7 +33,7 @@ from rlp_jax.optimizer import make_optimizer, make_schedule
 from rlp_jax.report.page import write_report
 from rlp_jax.rollout.selfcheck import check_sharing
 from rlp_jax.settings import check_devices, check_same_run, fingerprint, from_json, validate
-from rlp_jax.sharding import document_shards, make_mesh, mesh_shape, place_batch, place_state, with_shardings
+from rlp_jax.sharding import make_mesh, mesh_shape, place_batch, place_state, with_shardings
 from rlp_jax.state import Purpose, TrainState, init_state, run_key, step_key
 from rlp_jax.writers import FILES, RunLog, write_atomically
 
@@ -187,7 +187,7 @@ def loop(config: Config, run_dir: Path, parts: Parts, checkpoints: Checkpoints, 
     updates = config.steps * config.rlp.updates
     optimizer, schedule = make_optimizer(config.optimizer, updates), make_schedule(config.optimizer, updates)
     reference = parts.params if config.rlp.kl_coefficient > 0 else None
-    step = rlp.make_step(model, optimizer, tokens, config, reference, document_shards(mesh))
+    step = rlp.make_step(model, optimizer, tokens, config, reference, mesh)
     batches, heldout = parts.batches, [place_batch(batch, mesh) for batch in parts.heldout]
     state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints)
     learn = in_place(step.learn, state, mesh)

@@ -17,6 +17,7 @@ LAYERS = (
     ("checkpoints_io", "rollout", "data", "state", "optimizer", "sharding", "checkpoint", "writers", "interrupt"),
     ("learner", "rlp", "baselines", "evals", "report"),
     ("train",),
+    ("aot",),
     ("cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

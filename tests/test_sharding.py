@@ -1,25 +1,26 @@
 """Rules, meshes, and a sharded run of the real parameter tree on eight simulated devices."""
 
-import os
-import subprocess
-import sys
-import textwrap
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
+from eight_devices import on_eight_devices
+from hybrids import hybrid
+from reference import FAMILIES, MORE_FAMILIES, tiny
 
 from rlp_jax.config import ConfigError, MeshConfig
-from rlp_jax.sharding import make_mesh, mesh_shape, place_batch, place_state
+from rlp_jax.sharding import make_mesh, mesh_shape, place_batch, place_state, rule_for
 
 
 @pytest.mark.parametrize(
     ("config", "devices", "shape"),
     [
-        (MeshConfig(), 1, (1, 1, 1)),
-        (MeshConfig(), 8, (8, 1, 1)),
-        (MeshConfig(data=2, fsdp=-1, tensor=2), 8, (2, 2, 2)),
-        (MeshConfig(data=1, fsdp=4, tensor=2), 8, (1, 4, 2)),
+        (MeshConfig(), 1, (1, 1, 1, 1)),
+        (MeshConfig(), 8, (1, 8, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1, tensor=2), 8, (1, 2, 2, 2)),
+        (MeshConfig(data=1, fsdp=4, tensor=2), 8, (1, 1, 4, 2)),
+        (MeshConfig(slices=2, data=-1, fsdp=2), 8, (2, 2, 2, 1)),
     ],
 )
 def test_mesh_shape(config, devices, shape):
@@ -31,13 +32,51 @@ def test_mesh_shape(config, devices, shape):
     [
         (MeshConfig(data=2), 1, "data=2 fsdp=1 tensor=1 needs 2 devices, there are 1"),
         (MeshConfig(fsdp=3), 8, "needs a multiple of 3 devices, there are 8"),
-        (MeshConfig(data=-1, fsdp=-1), 8, "at most one is -1"),
+        (MeshConfig(data=-1, fsdp=-1), 8, "at most one but slices is -1"),
+        (MeshConfig(slices=-1), 8, "at most one but slices is -1"),
+        (MeshConfig(slices=3), 8, "slices=3 needs a multiple of 3 devices, there are 8"),
         (MeshConfig(data=0), 8, "axes are 1 or more"),
     ],
 )
 def test_impossible_meshes(config, devices, message):
     with pytest.raises(ConfigError, match=message):
         mesh_shape(config, devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of a device."""
+
+    id: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "made up"
+    process_index: int = 0
+
+
+def test_slices_come_first_whatever_the_order_of_devices():
+    devices = [Device(number, number % 2) for number in range(8)]
+    mesh = make_mesh(MeshConfig(slices=2, fsdp=2, tensor=2, data=1), devices)
+    assert mesh.axis_names == ("slice", "data", "fsdp", "tensor") and mesh.devices.shape == (2, 1, 2, 2)
+    assert [[d.slice_index for d in part.flat] for part in mesh.devices] == [[0] * 4, [1] * 4]
+    assert sorted(d.id for d in mesh.devices.flat) == list(range(8))
+
+
+def test_slices_that_were_not_said():
+    devices = [Device(number, number // 4, "tpu") for number in range(8)]
+    with pytest.raises(ConfigError, match=r"mesh\.slices is 1, the devices belong to 2 slices: set mesh\.slices=2"):
+        make_mesh(MeshConfig(), devices)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES, "nemotron_h"])
+def test_every_leaf_of_every_family_has_a_rule(family):
+    model = hybrid() if family == "nemotron_h" else tiny(family)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        rule = rule_for(name)
+        assert rule is not None and len(rule) <= leaf.ndim, name
+        assert len(rule) or leaf.size < 500, name  # what is replicated is small
 
 
 def test_one_device_has_no_mesh_and_moves_nothing():
@@ -88,7 +127,7 @@ EIGHT_DEVICES = """
     plain, plain_loss = jax.jit(update)(state, batch)
     sharded = jax.jit(update, out_shardings=(shardings, None), donate_argnums=0)
     placed = place_batch(batch, mesh)
-    assert placed["tokens_BT"].sharding.spec == P(("data", "fsdp"))
+    assert placed["tokens_BT"].sharding.spec == P(("slice", "data", "fsdp"))
     assert place_batch({{"tokens_BT": batch["tokens_BT"][:6]}}, mesh)["tokens_BT"].sharding.is_fully_replicated
     moved, loss = sharded(place_state(state, mesh), placed)
     up = moved.params["layers"]["mlp"]["up"]["kernel"]
@@ -99,15 +138,6 @@ EIGHT_DEVICES = """
                  moved.opt_state[1][0].mu, plain.opt_state[1][0].mu)
     print("eight devices agree with one")
 """
-
-
-def on_eight_devices(program: str) -> str:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], env=os.environ | flags, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_eight_devices_compute_what_one_does():

@@ -90,6 +90,18 @@ class Opened(NamedTuple):
         return jax.eval_shape(self.model.init, jax.random.key(0))
 
 
+def open_shape(
+    path_or_preset: str | os.PathLike, compute_dtype: str = "float32"
+) -> tuple[LanguageModel, Tokenizer | None]:
+    """A model whose weights are not needed, and its tokenizer: of a published shape's name (`presets.CONFIGS`) nothing
+    is read, and there is none; else its files are opened. Errors are those of `load`."""
+    config = CONFIGS.get(os.fspath(path_or_preset))
+    if config is not None:
+        return LanguageModel(_with_dtype(config, compute_dtype)), None
+    opened = open_model(path_or_preset, compute_dtype)
+    return opened.model, opened.tokenizer
+
+
 def open_model(path_or_preset: str | os.PathLike, compute_dtype: str = "float32") -> Opened:
     """Everything about a pretrained model but its weights' values. Arguments and errors are those of `load`."""
     config, tokenizer, read = _open(resolve(path_or_preset))

@@ -25,6 +25,7 @@ from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.filters import Filter
 from rlp_jax.rollout.sampling import thought_keys
+from rlp_jax.sharding import mesh_of, over
 
 
 def evaluate(
@@ -60,7 +61,9 @@ def evaluate(
                 "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
                 "eval.batch_documents (and eval.documents) to at least 2"
             )
-        out = jax.device_get(_evaluate_batch(model, template, config.rlp, config.eval, params, ema_params, batch, key))
+        with over(mesh_of(params)):
+            out = _evaluate_batch(model, template, config.rlp, config.eval, params, ema_params, batch, key)
+        out = jax.device_get(out)
         counted = out.pop("counted_B") & (np.asarray(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
         rows.append({name: value[counted] for name, value in out.items()})
     if not any(len(row["ce_think"]) for row in rows):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rlp_jax.models.attention import Segment, attend
 from rlp_jax.models.cache import Cache, capacity, token_numbers, write
 from rlp_jax.models.causal_attention import KEPT
+from rlp_jax.models.constraints import DOCUMENTS, HEADS, VOCABULARY, constrain
 from rlp_jax.models.layers import Dense, RMSNorm, RopeScaling, rotary_angles, rotate
 from rlp_jax.models.mamba2 import HybridConfig
 from rlp_jax.models.self_attention import Ranges, self_attention
@@ -100,6 +101,7 @@ class Attention(nn.Module):
         if view.rotary is not None:
             cos, sin = view.rotary
             q_BRSNE, k_BRSME = rotate(q_BRSNE, cos, sin), rotate(k_BRSME, cos, sin)
+        q_BRSNE, k_BRSME, v_BRSME = constrain((q_BRSNE, k_BRSME, v_BRSME), DOCUMENTS, None, None, HEADS)
         k_BMRSE, v_BMRSE = (x.transpose(0, 3, 1, 2, 4) for x in (k_BRSME, v_BRSME))
         scale = None if cfg.query_scalar is None else cfg.query_scalar**-0.5
         out_proj = Dense((cfg.d_model,), n_in=2, name="o")
@@ -111,6 +113,7 @@ class Attention(nn.Module):
             segments, kept = [*seen(past, view), Segment(k_BMRSE, v_BMRSE, view.new_mask)], (k_BMRSE, v_BMRSE)
         else:
             kept = write(past[2], k_BMRSE, view.column), write(past[3], v_BMRSE, view.column)
+            kept = constrain(kept, DOCUMENTS, HEADS)
             segments = seen((*past[:2], *kept), view)
         return out_proj(attend(q_BRSNE, segments, scale)), kept
 
@@ -176,6 +179,16 @@ def make_embed(cfg: ModelConfig) -> nn.Embed:
         cfg.vocab_size, cfg.d_model, dtype=cfg.dtype, param_dtype=jnp.float32,
         embedding_init=nn.initializers.normal(0.02),
     )  # fmt: skip
+
+
+def embed(module: nn.Module, tokens: jax.Array) -> jax.Array:
+    """Rows of the module's embedding, [..., D] in the compute dtype.
+
+    Over a mesh devices that share out D have different documents: D is gathered as any layer's weights are, or the
+    compiler would gather the documents.
+    """
+    table_VD = constrain(module.embed.embedding.astype(module.config.dtype), VOCABULARY)
+    return constrain(jnp.take(table_VD, tokens, axis=0), DOCUMENTS)
 
 
 def unembed(module: nn.Module, x_D: jax.Array) -> jax.Array:

@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlp_jax.models.blocks import Attention, ModelConfig, global_view, make_embed, rematerialised, unembed
+from rlp_jax.models.blocks import Attention, ModelConfig, embed, global_view, make_embed, rematerialised, unembed
 from rlp_jax.models.cache import Cache, gather_states
+from rlp_jax.models.constraints import DOCUMENTS, constrain
 from rlp_jax.models.layers import Dense, RMSNorm
 from rlp_jax.models.mamba2 import Mamba2, MambaState
 
@@ -76,7 +77,7 @@ class Layer(nn.Module):
             update, new = Attention(cfg, name="mixer")(normed, past, view)
         else:
             update, new = self._mamba(normed, past, stop_BK, index_BR)
-        return x_BRSD + update, new
+        return constrain(x_BRSD + update, DOCUMENTS), new
 
     def _mamba(self, x_BRSD, past, stop_BK, index_BR):
         mixer = Mamba2(self.config.hybrid, self.config.norm_eps, name="mixer")
@@ -144,7 +145,7 @@ class Hybrid(nn.Module):
         """Hidden states [B, R, S, D]; the new keys, values and Mamba states by "segments_<s>/<layer name>", stacked
         over repeats."""
         cfg = self.config
-        x_BRSD = self.embed(tokens_BRS)
+        x_BRSD = embed(self, tokens_BRS)
         view = global_view(cfg, cache, jnp.arange(tokens_BRS.shape[2])[None, None])
         shared = (view, stop_BK, None if cache is None else cache.index_BR)
         k, v, states = {}, {}, {}

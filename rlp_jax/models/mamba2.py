@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlp_jax.models import backend
+from rlp_jax.models.constraints import DOCUMENTS, HEADS, constrain, on_shards, spec
 from rlp_jax.models.layers import Dense
 
 CPU_CHUNK = 64  # the most tokens a chunk on CPU, whatever a config says
@@ -145,7 +147,7 @@ def ssd(
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return backend.platform() == "cpu"
 
 
 def _on_buffers(one_chunk):
@@ -183,6 +185,27 @@ def states_at(chunks: Chunks, stop_nK: jax.Array) -> jax.Array:
 
     over_stops = jax.vmap(one, (None,) * 5 + (0,))
     return jax.vmap(over_stops, (1,) * 5 + (0,))(*chunks, stop_nK)
+
+
+def scan_on_shards(x_nSJP, dt_nSJ, a_J, b_nSUZ, c_nSUZ, start_nJPZ, stop_nK, chunk_size: int):
+    """`ssd` of each device's own sequences and heads, and the state at the stops [n, K, J, P, Z], or the last one.
+
+    Heads are split where their groups are, or where they all are of one group. `ssd` merges axes that are split in
+    different ways, which the compiler could only do by gathering them.
+    """
+
+    def scan(x, dt, a, b, c, start, *stops):
+        y, end, chunks = ssd(x, dt, a, b, c, start, chunk_size)
+        return y, states_at(chunks, *stops) if stops else end
+
+    of_groups = spec(b_nSUZ.shape, DOCUMENTS, None, HEADS)
+    heads = HEADS if of_groups[2] or b_nSUZ.shape[2] == 1 else None
+    of_heads, of_states = spec(x_nSJP.shape, DOCUMENTS, None, heads), spec(start_nJPZ.shape, DOCUMENTS, heads)
+    arrays, stops = (x_nSJP, dt_nSJ, a_J, b_nSUZ, c_nSUZ, start_nJPZ), ()
+    specs = (of_heads, of_heads, spec(a_J.shape, heads), of_groups, of_groups, of_states)
+    if stop_nK is not None:
+        stops, specs = (stop_nK,), (*specs, spec(stop_nK.shape, DOCUMENTS))
+    return on_shards(scan, specs, (of_heads, of_states if stop_nK is None else of_heads))(*arrays, *stops)
 
 
 def ssd_step(
@@ -255,12 +278,14 @@ class Mamba2(nn.Module):
         dt_bias_J = self.param("dt_bias", _dt_init, (J,), jnp.float32)
         skip_J = self.param("D", nn.initializers.ones, (J,), jnp.float32)
 
-        projected = Dense((cfg.width + I + J,), name="in_proj")(x_nSD)
-        z, new_nSI, dt_nSJ = jnp.split(projected, (cfg.width, cfg.width + I), -1)
+        # Over a mesh each device makes some columns. They are gathered before they are taken apart, since they are not
+        # those of its heads; the scan and all after it are for a device's own heads again.
+        projected = constrain(Dense((cfg.width + I + J,), name="in_proj")(x_nSD), DOCUMENTS)
+        z, new_nSI, dt_nSJ = constrain(jnp.split(projected, (cfg.width, cfg.width + I), -1), DOCUMENTS)
         history = jnp.zeros((n, W - 1, I), new_nSI.dtype) if past is None else past.conv
         joined_nTI = jnp.concatenate([history, new_nSI], 1)
         mixed_nSI = Convolution(cfg, name="conv")(joined_nTI)
-        x, b, c = jnp.split(mixed_nSI, (cfg.width, cfg.width + U * Z), -1)
+        x, b, c = constrain(jnp.split(mixed_nSI, (cfg.width, cfg.width + U * Z), -1), DOCUMENTS)
         x, b, c = x.reshape(n, S, J, P), b.reshape(n, S, U, Z), c.reshape(n, S, U, Z)
         dt_nSJ = jnp.clip(nn.softplus(dt_nSJ.astype(jnp.float32) + dt_bias_J), *cfg.time_step_limit)
 
@@ -269,14 +294,15 @@ class Mamba2(nn.Module):
             y, end = ssd_step(x[:, 0], dt_nSJ[:, 0], a_J, b[:, 0], c[:, 0], start)
             y = y[:, None]
         else:
-            y, end, chunks = ssd(x, dt_nSJ, a_J, b, c, start, cfg.chunk_size)
+            y, end = scan_on_shards(x, dt_nSJ, a_J, b, c, start, stop_nK, cfg.chunk_size)
         y = (y + skip_J[:, None] * x.astype(jnp.float32)).reshape(n, S, cfg.width)
         out_nSD = Dense((D,), name="out_proj")(GatedGroupNorm(U, self.norm_eps, name="gate_norm")(y, z))
+        end = constrain(end, DOCUMENTS, *((HEADS,) if stop_nK is None else (None, HEADS)))
         if stop_nK is None:
             return out_nSD, MambaState(end, joined_nTI[:, S:])
         last_nKW = stop_nK[..., None] + jnp.arange(W - 1)
         conv = jax.vmap(lambda joined_TI, last_KW: joined_TI[last_KW])(joined_nTI, last_nKW)
-        return out_nSD, MambaState(states_at(chunks, stop_nK), conv)
+        return out_nSD, MambaState(end, conv)
 
 
 def _a_init(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:

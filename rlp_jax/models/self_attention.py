@@ -6,13 +6,15 @@ after another without padding: a thought's token sees its document up to the pos
 own thought. Sliding windows shorten either range.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rlp_jax.models import blocked_attention, causal_attention, pallas_attention
+from rlp_jax.models import backend, blocked_attention, causal_attention, pallas_attention
 from rlp_jax.models.causal_attention import MASKED
+from rlp_jax.models.constraints import DOCUMENTS, HEADS, on_shards, spec
 
 IMPLEMENTATIONS = ("xla", "blocked", "pallas")
 UNROLLED = 2_048  # causal sequences up to this length are cut into blocks before compilation, longer ones in a loop
@@ -68,7 +70,8 @@ def self_attention(
       scale: 1 / sqrt(E) unless given.
       implementation: "xla" holds the scores of all pairs; "blocked" those of one block of queries and keys at a time,
         skips blocks that no query sees, and computes the weights again in the backward pass; "pallas" does so in TPU
-        kernels, on one device or inside shard_map. None: `default_implementation`.
+        kernels. Over a mesh (`models/constraints.py`) the last two run on each device's documents and heads.
+        None: `default_implementation`.
 
     Returns:
       [B, C, N, E] in the dtype of q.
@@ -86,22 +89,32 @@ def self_attention(
     q_BMOCE = q_BMOCE * jnp.asarray(E**-0.5 if scale is None else scale, q_BCNE.dtype)
     k_BMCE, v_BMCE = (x.transpose(0, 2, 1, 3) for x in (k_BCME, v_BCME))
     if implementation == "blocked" and ranges is None and C <= UNROLLED:
-        out_BMOCE = causal_attention.attend(q_BMOCE, k_BMCE, v_BMCE)
+        ranges_BC, function = (), causal_attention.attend
     else:
         functions = {"xla": _xla, "blocked": blocked_attention.attend, "pallas": pallas_attention.attend}
-        function = functions[implementation]
-        ranges_BC = (jnp.broadcast_to(x, (B, C)) for x in ranges or causal(C))
-        out_BMOCE = function(q_BMOCE, k_BMCE, v_BMCE, *ranges_BC)
-    return out_BMOCE.transpose(0, 3, 1, 2, 4).reshape(B, C, N, E)
+        ranges_BC, function = [jnp.broadcast_to(x, (B, C)) for x in ranges or causal(C)], functions[implementation]
+    if implementation != "xla":
+        function = _on_shards(function, q_BMOCE.shape, len(ranges_BC))
+    return function(q_BMOCE, k_BMCE, v_BMCE, *ranges_BC).transpose(0, 3, 1, 2, 4).reshape(B, C, N, E)
+
+
+def _on_shards(function: Callable, q_shape: tuple[int, ...], n_ranges: int) -> Callable:
+    """Each device attends for its own documents and key heads, or, where those do not divide, for its share of each
+    key head's queries. The compiler finds none of it by itself: it does not look into kernels, and gathers what a loop
+    over documents runs through."""
+    of_query = spec(q_shape, DOCUMENTS, HEADS)
+    of_key = of_query
+    if of_query[1] is None:
+        of_query, of_key = spec(q_shape, DOCUMENTS, None, HEADS), spec(q_shape, DOCUMENTS)
+    in_specs = (of_query, of_key, of_key, *[spec(q_shape, DOCUMENTS)] * n_ranges)
+    return on_shards(function, in_specs, of_query)
 
 
 def default_implementation(length: int) -> str:
     """What this machine computes sequences of a length with: short ones by "xla", in one block."""
     if length <= blocked_attention.BLOCK:
         return "xla"
-    if jax.default_backend() != "tpu":
-        return "blocked"
-    return "pallas" if jax.device_count() == 1 else "xla"  # the compiler cannot split a kernel over devices by itself
+    return "pallas" if backend.platform() == "tpu" else "blocked"
 
 
 def visible(ranges: Ranges, place_C: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from rlp_jax.models.blocks import (
     Attention,
     ModelConfig,
     View,
+    embed,
     global_view,
     head_angles,
     make_embed,
@@ -22,6 +23,7 @@ from rlp_jax.models.blocks import (
     unembed,
 )
 from rlp_jax.models.cache import Cache
+from rlp_jax.models.constraints import DOCUMENTS, HEADS, constrain
 from rlp_jax.models.hybrid import Hybrid
 from rlp_jax.models.layers import Dense, GatedMLP, RMSNorm
 from rlp_jax.models.self_attention import Layout, causal
@@ -77,7 +79,8 @@ class Block(nn.Module):
         update, new = Attention(cfg, name="attention")(normed, past, view)
         x_BRSD = x_BRSD + (norm("post_attention_norm")(update) if cfg.sandwich_norms else update)
         update = GatedMLP(cfg.d_ff, cfg.activation, name="mlp")(norm("mlp_norm")(x_BRSD))
-        return x_BRSD + (norm("post_mlp_norm")(update) if cfg.sandwich_norms else update), new
+        x_BRSD = x_BRSD + (norm("post_mlp_norm")(update) if cfg.sandwich_norms else update)
+        return constrain(x_BRSD, DOCUMENTS), new
 
 
 class Transformer(nn.Module):
@@ -115,7 +118,7 @@ class Transformer(nn.Module):
         if cache is not None:
             past = (cache.prefix_k, cache.prefix_v, cache.branch_k, cache.branch_v)
             position_BRS = position_BRS + (cache.prefix_length_BR + cache_lib.own_tokens(cache))[..., None]
-        x_BRSD = self.embed(tokens_BRS)
+        x_BRSD = embed(self, tokens_BRS)
         if cfg.scale_embeddings:
             x_BRSD = x_BRSD * jnp.asarray(cfg.d_model**0.5, cfg.dtype)
         everything, local_Y = global_view(cfg, cache, position_BRS), cfg.local_Y
@@ -218,7 +221,7 @@ class LanguageModel:
                 inputs = (*inputs, stops_BK)
             hidden, (k, v, states) = self.module.apply({"params": params}, *inputs)
         if cache is None:
-            k, v = jax.tree.map(lambda x: x.squeeze(-3), (k, v))
+            k, v = constrain(jax.tree.map(lambda x: x.squeeze(-3), (k, v)), None, DOCUMENTS, HEADS)
             cache = Cache(k, v) if states is None else Cache(k, v, stop_BK=stops_BK, states=states)
         else:
             cache = cache_lib.append(cache, tokens_BRS.shape[-1], k, v, states, in_place=not self.config.scan_layers)
@@ -237,6 +240,11 @@ class LanguageModel:
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of final hidden states [..., D]."""
         return self.module.apply({"params": params}, hidden, method="unembed")
+
+    def unembedding(self, params: Params) -> jax.tree_util.Partial:
+        """`unembed` with the parameters that it reads, a pytree: it can be an argument of a transformed function."""
+        name = "embed" if self.config.tie_embeddings else "head"
+        return jax.tree_util.Partial(self.unembed, {name: params[name]})
 
 
 def cast_kernels(params: Params, dtype: str) -> Params:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
+from rlp_jax.models.constraints import DOCUMENTS, mesh_axes, on_shards, spec
 from rlp_jax.models.layers import pad_axis
 
 CHUNK_BYTES = 128 << 20  # float32 logits of one chunk
@@ -45,7 +47,8 @@ def token_logprobs(
     """log p(token) under softmax(filter(unembed(hidden) / temperature)); what a caller leaves unused is not computed.
 
     Args:
-      unembed: hidden states [n, D] to float32 logits [n, V]; differentiated through, its parameters included.
+      unembed: hidden states [n, D] to float32 logits [n, V]; differentiated through, its parameters included. Over a
+        mesh they must be arguments: `LanguageModel.unembedding`.
       hidden_D: final hidden states [..., D].
       token: [...] int32, the leading axes of hidden_D.
       temperature: divides the logits.
@@ -55,6 +58,21 @@ def token_logprobs(
       count: int scalar, only the first `count` places along the last axis are wanted. Chunks beyond are not computed
         and give zeros. The temperature must then be a Python number.
     """
+    if not any(name in DOCUMENTS for name in mesh_axes()):
+        return _own_logprobs(unembed, hidden_D, token, temperature, filter_fn, chunk, count)
+    # Each device loops over its own documents. Left to the compiler, a head's weights would be gathered for every
+    # chunk, and its gradient summed over devices after every chunk.
+    of_document = spec(token.shape, DOCUMENTS)
+
+    def own(unembed, hidden_D, token, count):
+        return _own_logprobs(unembed, hidden_D, token, temperature, filter_fn, chunk, count)
+
+    function = on_shards(own, (P(), of_document, of_document, P()), of_document, DOCUMENTS)
+    return function(unembed, hidden_D, token, count)
+
+
+def _own_logprobs(unembed, hidden_D, token, temperature, filter_fn, chunk, count) -> TokenScores:
+    """`token_logprobs` of a device's documents."""
     score = functools.partial(_score, unembed, temperature, filter_fn)
     n = token.shape[-1]
     if chunk is None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlp_jax.models import backend
 from rlp_jax.models.cache import Cache, capacity, fork, gather_states, unstack_cache, write
 from rlp_jax.models.mamba2 import MambaState
 from rlp_jax.models.transformer import LanguageModel, Params, unstack_layers
@@ -45,6 +46,7 @@ class Carry(NamedTuple):
     out: Rollout
 
 
+@jax.named_scope("rollout")
 def sample_thoughts(
     model: LanguageModel,
     params: Params,
@@ -86,7 +88,7 @@ def sample_thoughts(
     B, R = prefix_length_BR.shape
     if not open_tokens or R % group_size:
         raise ValueError(f"need an opening tag (got {len(open_tokens)} tokens) and {R} a multiple of {group_size}")
-    if jax.default_backend() == "cpu" if unroll is None else unroll:
+    if backend.platform() == "cpu" if unroll is None else unroll:
         model, params, cache = model.unrolled(), unstack_layers(params), unstack_cache(cache)
     limit_BR = jnp.full((B, R), max_tokens) if limit_BR is None else jnp.minimum(limit_BR, max_tokens)
     Q = R if slots is None else min(slots, R)
@@ -109,16 +111,20 @@ def sample_thoughts(
             return carry.slots.live_BQ.any() & jnp.all(has_room | ~carry.slots.live_BQ)
 
         if Q == R:
-            carry = jax.lax.while_loop(going_on, engine.one_token, carry)
+            with jax.named_scope(f"ring_{size}"):
+                carry = jax.lax.while_loop(going_on, engine.one_token, carry)
             continue
 
         def until_one_ends(carry, going_on=going_on):
             return going_on(carry) & ~(~carry.slots.live_BQ & (carry.next_B < R)[:, None]).any()
 
-        def stretch(carry, until_one_ends=until_one_ends):
-            return engine.refill(jax.lax.while_loop(until_one_ends, engine.one_token, carry))
+        def stretch(carry, until_one_ends=until_one_ends, size=size):
+            with jax.named_scope(f"ring_{size}"):
+                carry = jax.lax.while_loop(until_one_ends, engine.one_token, carry)
+            return engine.refill(carry)
 
-        carry = jax.lax.while_loop(going_on, stretch, carry)
+        with jax.named_scope(f"refills_{size}"):
+            carry = jax.lax.while_loop(going_on, stretch, carry)
     if target_BRH is None:
         return carry.out
     cache = carry.cache._replace(end_BR=carry.cache.start_BR + len(open_tokens) + carry.out.length_BR)

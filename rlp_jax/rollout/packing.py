@@ -6,7 +6,6 @@ thoughts. Bins have one size, but how many there are depends on the lengths that
 more than those.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -145,7 +144,7 @@ def score_bins(
     What a thought's end or an absent branch leaves empty is 0.
     """
     hidden_ACD = model.hidden_packed(params, bins.tokens_C, bins.layout)
-    unembed = functools.partial(model.unembed, params)
+    unembed = model.unembedding(params)
 
     def score(place, token, temperature, filter_fn):
         shape, (A, C) = place.shape, bins.tokens_C.shape
@@ -162,6 +161,8 @@ def score_bins(
         back = jax.vmap(lambda value, rank: value.at[rank].get(mode="fill", fill_value=0))
         return jax.tree.map(lambda x: back(x, rank).reshape(shape), scores)
 
-    of_thought = score(bins.place_dRL, thought_AdRL, temperature, None if keep.everything else keep)
-    of_target = score(bins.place_dRH, target_AdRH, 1.0, None)
+    with jax.named_scope("thought_scores"):
+        of_thought = score(bins.place_dRL, thought_AdRL, temperature, None if keep.everything else keep)
+    with jax.named_scope("target_scores"):
+        of_target = score(bins.place_dRH, target_AdRH, 1.0, None)
     return BranchScores(of_thought.logprob, of_thought.entropy, of_target.logprob, of_target.correct)

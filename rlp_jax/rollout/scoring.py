@@ -6,7 +6,6 @@ tokens after it; gradients flow through the shared prefix. The baseline reads th
 position.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -115,7 +114,7 @@ def score_branches(
     hidden_BRSD, _ = model.hidden(params, tokens_BRS, fork(cache, prefix_length_BR))
     L, first = thoughts.thought_BRL.shape[-1], len(template.open) - 1
 
-    unembed = functools.partial(model.unembed, params)
+    unembed = model.unembedding(params)
     of_thought = token_logprobs(
         unembed, hidden_BRSD[:, :, first : first + L], thoughts.thought_BRL, temperature,
         None if keep.everything else keep,
@@ -145,7 +144,7 @@ def score_ended(
     hidden_BRSD = jnp.concatenate([hidden_BRD[:, :, None], hidden_BRSD], 2)
     index_BRH = appended_BR1 + jnp.arange(target_BRH.shape[-1])
     hidden_BRHD = jnp.take_along_axis(hidden_BRSD, index_BRH[..., None], 2)
-    return token_logprobs(functools.partial(model.unembed, params), hidden_BRHD, target_BRH)
+    return token_logprobs(model.unembedding(params), hidden_BRHD, target_BRH)
 
 
 class Baseline(NamedTuple):
@@ -154,6 +153,7 @@ class Baseline(NamedTuple):
     hidden_BTD: jax.Array
 
 
+@jax.named_scope("baseline")
 def read_plain(model: LanguageModel, params: Params, tokens_BT: jax.Array, template: TemplateTokens) -> Baseline:
     """One forward of the plain documents. Without a BOS token, position 0 is predicted by nothing: never ask for it."""
     hidden_BTD, _ = model.hidden(params, with_context(tokens_BT, template.plain))
@@ -165,6 +165,7 @@ def read_plain(model: LanguageModel, params: Params, tokens_BT: jax.Array, templ
     return Baseline(hidden_BTD)
 
 
+@jax.named_scope("baseline")
 def baseline_logprob(
     model: LanguageModel, params: Params, baseline: Baseline, position_BK: jax.Array, target_BKH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -172,12 +173,13 @@ def baseline_logprob(
     index_BKH = position_BK[..., None] + jnp.arange(target_BKH.shape[-1])
     index_BKH = jnp.minimum(index_BKH, baseline.hidden_BTD.shape[1] - 1)
     hidden_BKHD = jnp.take_along_axis(baseline.hidden_BTD[:, None], index_BKH[..., None], 2)
-    scores = token_logprobs(functools.partial(model.unembed, params), hidden_BKHD, target_BKH)
+    scores = token_logprobs(model.unembedding(params), hidden_BKHD, target_BKH)
     return scores.logprob, scores.correct
 
 
+@jax.named_scope("baseline")
 def baseline_entropy(model: LanguageModel, params: Params, baseline: Baseline) -> jax.Array:
     """Entropy in nats of the baseline's next-token distribution at every position, [B, T]."""
 
     token_BT = jnp.zeros(baseline.hidden_BTD.shape[:2], jnp.int32)  # any: the entropy is the distribution's
-    return token_logprobs(functools.partial(model.unembed, params), baseline.hidden_BTD, token_BT).entropy
+    return token_logprobs(model.unembedding(params), baseline.hidden_BTD, token_BT).entropy

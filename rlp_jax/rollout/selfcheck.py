@@ -13,6 +13,7 @@ from rlp_jax.models.self_attention import Layout, Ranges
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.models.vocabulary import token_logprobs
 from rlp_jax.rollout.packing import COARSE
+from rlp_jax.sharding import mesh_of, over
 
 TOLERANCE = {"float32": 5e-3, "bfloat16": 0.5}  # nats a token; wrong masks or positions are off by whole nats
 DOCUMENT, BRANCH = 48, 8  # tokens read of the document, and of each branch
@@ -48,7 +49,7 @@ def check_sharing(model: LanguageModel, params: Params, tokens_T: np.ndarray) ->
     @jax.jit
     def difference(params):
         def logprobs(hidden_RSD):
-            return token_logprobs(lambda x: model.unembed(params, x), hidden_RSD[:, :-1], branch_RS[:, 1:]).logprob
+            return token_logprobs(model.unembedding(params), hidden_RSD[:, :-1], branch_RS[:, 1:]).logprob
 
         _, cache = model.hidden(params, document_T[None], stops_BK=length_R[None])
         forked_BRSD, _ = model.hidden(params, branch_RS[None], fork(cache, jnp.asarray(length_R)[None]))
@@ -67,7 +68,8 @@ def check_sharing(model: LanguageModel, params: Params, tokens_T: np.ndarray) ->
             worst = jnp.maximum(worst, jnp.max(jnp.where(comparable_RS, jnp.abs(ours_RS - own_RS), 0.0)))
         return worst
 
-    found, allowed = float(difference(params)), TOLERANCE[model.config.compute_dtype]
+    with over(mesh_of(params)):
+        found, allowed = float(difference(params)), TOLERANCE[model.config.compute_dtype]
     if not found <= allowed:
         raise SharingError(
             f"branches that share their prefix differ by {found:.3g} nats a token from sequences read whole (allowed: "
