@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class Interrupted(Exception):
@@ -60,6 +60,10 @@ class StopSignals:
             raise
         finally:
             self._raise_now = False
+
+    def between(self, batches: Iterable) -> Iterable:
+        """The batches of work inside `at_once`: where the signals of several processes are agreed on."""
+        return batches
 
     def _handle(self, signum, frame):
         if self._signum is not None:

@@ -139,6 +139,28 @@ class RunLog:
         return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
+class NoLog(RunLog):
+    """What every process of a run but the first uses: writes nothing."""
+
+    def __init__(self):
+        self.console = Console(quiet=True)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def thoughts(self, rows: list[Mapping[str, Any]]) -> None:
+        pass
+
+    def positions(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
 def strict(value: Any) -> Any:
     """The value with every number that JSON cannot hold replaced by None."""
     if isinstance(value, Mapping):

@@ -14,7 +14,21 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 LAYERS = (
     ("objective", "config", "metrics", "settings"),
     ("models",),
-    ("checkpoints_io", "rollout", "data", "state", "optimizer", "sharding", "checkpoint", "writers", "interrupt"),
+    (
+        "checkpoints_io",
+        "rollout",
+        "data",
+        "state",
+        "optimizer",
+        "sharding",
+        "checkpoint",
+        "writers",
+        "interrupt",
+        "distributed",
+        "watchdog",
+        "goodput",
+        "profiling",
+    ),
     ("learner", "rlp", "baselines", "evals", "report"),
     ("train",),
     ("cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code
