@@ -58,10 +58,15 @@ def test_queued_resources_say_what_is_missing():
 
 def test_a_worker_asks_the_environment_unless_it_is_told_who_it_is():
     plain = shell("worker.sh", "--dry-run", "quickstart", "--run-dir", "r").stdout.splitlines()
-    assert (
-        "RLP_DISTRIBUTED=auto" in plain
-        and plain[-1].split() == "python3 -m rlp_jax train quickstart --run-dir r".split()
-    )
+    assert "RLP_DISTRIBUTED=auto" in plain and plain[-1].split() == [
+        "python3",
+        "-m",
+        "rlp_jax",
+        "train",
+        "quickstart",
+        "--run-dir",
+        "r",
+    ]
     assert not any(line.startswith("LIBTPU_INIT_ARGS") for line in plain)
     told = shell("worker.sh", "--dry-run", "quickstart", "--processes", "2", "--process-id", "0").stdout
     assert "RLP_DISTRIBUTED" not in told
