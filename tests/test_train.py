@@ -24,7 +24,7 @@ from rlp_jax.train import Progress, TooManySkipped, only_process, train, watch
 from rlp_jax.writers import RunLog
 
 TESTS = Path(__file__).parent
-TIMINGS = ("seconds", "tokens_per_s")
+TIMINGS = ("seconds", "tokens_per_s", "goodput")
 
 
 @pytest.fixture(scope="module")
