@@ -1,4 +1,4 @@
-"""A pod run on this machine, before one is paid for: processes on CPU, started by the same worker.sh, one of them killed.
+"""A pod run on this machine, before one is paid for: processes on CPU, each by worker.sh, one of them killed.
 
     python tpu/rehearse.py --processes 2
 
