@@ -100,11 +100,11 @@ exit "${{codes[n]}}"
         ([3], 3, 1),
         ([LOST, 137, 143, 1, 0], 0, 5),
         ([LOST, 2], 2, 2),
-        ([LOST] * 9, LOST, 3),
+        ([LOST] * 9, LOST, 5),
     ],
 )
 def test_a_worker_starts_again_what_can_be_helped(tmp_path, codes, code, starts):
-    assert worker(tmp_path, codes, RLP_RESTARTS="3") == (code, starts)
+    assert worker(tmp_path, codes, RLP_RESTARTS="5") == (code, starts)
 
 
 def test_a_worker_in_a_pod_leaves_it_to_jobset(tmp_path):
