@@ -2,7 +2,8 @@
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
 standard error and exit code 2. Exit code 3: a run that diverged. 130 and 143: a run that was interrupted and saved.
-75: a process of a run in several was lost, start all of them again. 1: any other failure.
+74: storage kept failing, the last checkpoint is as it was. 75: a process of a run in several was lost, start all of
+them again. 1: any other failure.
 """
 
 import argparse
@@ -119,6 +120,7 @@ def _train(args) -> int:
     from rlp_jax.distributed import ProcessLost, join
     from rlp_jax.interrupt import Interrupted
     from rlp_jax.rollout.selfcheck import SharingError
+    from rlp_jax.storage import EXIT_CODE, StorageError
     from rlp_jax.train import TooManySkipped, train
     from rlp_jax.watchdog import LOST
 
@@ -135,6 +137,9 @@ def _train(args) -> int:
     except (SharingError, TooManySkipped) as error:
         print(f"rlp: error: {one_line(error)}", file=sys.stderr)
         return team.leave(3, one_line(error))
+    except StorageError as error:
+        print(f"rlp: error: {one_line(error)}", file=sys.stderr)
+        return team.leave(EXIT_CODE, one_line(error))
     except Exception as error:
         if team.alone:
             raise

@@ -50,9 +50,9 @@ class StopSignals:
     def at_once(self, before: Callable[[], None]):
         """Inside, a signal ends the work at once, `before` is called and Interrupted raised: for long work that
         changes no state."""
-        self.check()
-        self._raise_now = True
         try:
+            self._raise_now = True
+            self.check()
             yield
         except Interrupted:
             self._raise_now = False

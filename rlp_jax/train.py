@@ -29,21 +29,21 @@ from rlp_jax.distributed import Team, fetch, own_rows
 from rlp_jax.evals.likelihood import evaluate
 from rlp_jax.goodput import CompileTime, first_start, goodput, productive
 from rlp_jax.interrupt import StopSignals
-from rlp_jax.metrics import ThoughtStart, collapse_warnings
 from rlp_jax.models.transformer import LanguageModel
 from rlp_jax.optimizer import make_optimizer, make_schedule
 from rlp_jax.profiling import Profiler
 from rlp_jax.report.page import write_report
 from rlp_jax.rollout.selfcheck import check_sharing
+from rlp_jax.rows import Clock, Progress, not_finite_rows, skipped_message, thought_rows, throughput, watch
 from rlp_jax.settings import check_devices, check_same_run, fingerprint, from_json, validate
 from rlp_jax.sharding import document_shards, make_mesh, mesh_shape, place_batch, place_state, with_shardings
 from rlp_jax.state import Purpose, TrainState, init_state, run_key, step_key
-from rlp_jax.writers import FILES, NoLog, RunLog, write_atomically
+from rlp_jax.storage import retried
+from rlp_jax.writers import FILES, NoLog, RunLog, printer, write_atomically
 
 THOUGHTS_EVERY = 5  # steps between the rows of thoughts.jsonl
-THOUGHTS_DOCUMENTS = 2
-PREFIX_CHARACTERS = 400
 LOCK = ".lock"
+BEFORE_CONFIG = {LOCK, ".config.json.tmp"}  # what a run may have written before it was killed
 
 
 class TooManySkipped(RuntimeError):
@@ -64,24 +64,6 @@ class Parts(NamedTuple):
     batches: TrainBatches
     heldout: list[Batch]
     mesh: jax.sharding.Mesh | None
-
-
-@dataclasses.dataclass
-class Progress:
-    """The loop's own counters, part of every checkpoint. `evaluations` holds the first and the last evaluation,
-    `productive` the seconds of all steps (goodput.py)."""
-
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    evaluated: int = -1
-    start: ThoughtStart = dataclasses.field(default_factory=ThoughtStart)
-    warned: list[str] = dataclasses.field(default_factory=list)
-    evaluations: dict[str, Any] = dataclasses.field(default_factory=dict)
-    productive: float = 0.0
-
-    @classmethod
-    def from_json(cls, values: dict) -> "Progress":
-        return cls(**(values | {"start": ThoughtStart(*values["start"])}))
 
 
 def train(
@@ -108,16 +90,18 @@ def train(
       ValueError: a setting, the model, the data or the run directory cannot work; nothing was written.
       SharingError: this backend computes shared prefixes wrong; nothing was written.
       TooManySkipped: `config.max_skipped` steps in a row were not finite.
+      StorageError: the run directory could not be written to, again and again; the last checkpoint is as it was.
       Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
     """
     run_dir, team = Path(run_dir), team or Team()
     console = (console or Console()) if team.first else Console(quiet=True)
+    say = printer(console)
     validate(config)
     saved = sorted(path.name for path in (run_dir / DIRECTORY).glob("*") if path.name.isdigit())
     team.same({"settings": to_json(config), "checkpoints": " ".join(saved), "jax version": jax.__version__})
     if finished(config, run_dir):
         report = run_dir / "report.html"
-        console.print(f"{run_dir} is finished ({config.steps} steps)", markup=False, highlight=False, soft_wrap=True)
+        say(f"{run_dir} is finished ({config.steps} steps)")
         return write_report(run_dir) if team.first and not report.is_file() else report
     parts = prepare(config, console, team, fresh=latest_step(run_dir) is None)
     with contextlib.ExitStack() as stack:
@@ -131,13 +115,15 @@ def train(
             raise ConfigError(
                 f"{run_dir} is not the directory that process 0 writes to: all processes have to share it"
             )
-        checkpoints = stack.enter_context(Checkpoints(run_dir, config.checkpoint))
+        checkpoints = stack.enter_context(Checkpoints(run_dir, config.checkpoint, say))
         stop = stack.enter_context(team.stop_signals())
         evaluations = loop(config, run_dir, parts, checkpoints, stop, console, team, profile)
+    report = run_dir / "report.html"
     if team.first:
-        write_atomically(run_dir / "summary.json", json.dumps(evaluations, indent=2) + "\n")
-        write_report(run_dir)
-    return run_dir / "report.html"
+        summary = json.dumps(evaluations, indent=2) + "\n"
+        retried(lambda: write_atomically(run_dir / "summary.json", summary), run_dir / "summary.json", say)
+        retried(lambda: write_report(run_dir), report, say)
+    return report
 
 
 def prepare(config: Config, console: Console, team: Team, fresh: bool = True) -> Parts:
@@ -189,7 +175,7 @@ def finished(config: Config, run_dir: Path) -> bool:
         raise ConfigError(f"{run_dir} is a file: choose another --run-dir")
     recorded = run_dir / "config.json"
     if not recorded.is_file():
-        if any(path.name != LOCK for path in run_dir.iterdir()):
+        if any(path.name not in BEFORE_CONFIG for path in run_dir.iterdir()):
             raise ConfigError(f"{run_dir} holds other files and no config.json: choose another --run-dir")
         return False
     before = from_json(recorded.read_text(), str(recorded))
@@ -224,7 +210,7 @@ def loop(
     profile: range | None,
 ):
     """From the latest checkpoint (or the start) to the last step. Returns {"before": ..., "after": ...}."""
-    model, tokens, mesh = parts.model, parts.tokens, parts.mesh
+    model, tokens, mesh, decode = parts.model, parts.tokens, parts.mesh, parts.tokenizer.decode
     updates = config.steps * config.rlp.updates
     optimizer, schedule = make_optimizer(config.optimizer, updates), make_schedule(config.optimizer, updates)
     reference = parts.params if config.rlp.kl_coefficient > 0 else None
@@ -239,11 +225,14 @@ def loop(
         if checkpoints.latest_step() is not None:
             log.message(f"resuming {run_dir} after step {n}")
 
-        def save():
+        def save(wait=True):
             where = (batches.get_state(), log.positions(), dataclasses.asdict(progress), fingerprint(config))
-            checkpoints.save(state, Position(*where))
+            checkpoints.save(state, Position(*where), wait)
 
         while True:
+            if stop.requested:
+                save()
+                stop.check()
             if evaluation_due(config, n) and progress.evaluated < n:
                 key = step_key(config.seed, 0, Purpose.EVALUATION)  # the same draws before and after
                 with stop.at_once(save):
@@ -252,11 +241,11 @@ def loop(
                 log.evaluation({"step": n} | result)
                 progress.evaluated = n
                 progress.evaluations["after" if progress.evaluations else "before"] = result
-            if n == config.steps or (n and n % config.checkpoint.every == 0) or stop.requested:
-                save()
-            if n == config.steps:
+            last = n == config.steps
+            if last or (n and n % config.checkpoint.every == 0):
+                save(wait=last)
+            if last:
                 return progress.evaluations
-            stop.check()
 
             compiling.lap()
             profiler.before(n + 1)
@@ -278,10 +267,13 @@ def loop(
             row["goodput"] = goodput(progress.productive, started, time.time())
             row |= watch(progress, row, len(tokens.close), log)
             log.step(row)
-            if progress.skipped_in_a_row >= config.max_skipped:
-                raise TooManySkipped(skipped_message(progress.skipped_in_a_row, n, batch))
+            if row["finite"] != 1.0:
+                log.not_finite(rows := not_finite_rows(n, batch, samples, scores, decode))
+                if progress.skipped_in_a_row >= config.max_skipped:
+                    file = str(run_dir / "nonfinite.jsonl")
+                    raise TooManySkipped(skipped_message(progress.skipped_in_a_row, rows, file))
             if n % THOUGHTS_EVERY == 0 or n == 1:
-                log.thoughts(thought_rows(n, batch, samples, scores, parts))
+                log.thoughts(thought_rows(n, batch, samples, scores, decode, len(tokens.close)))
 
 
 def start_or_resume(
@@ -312,92 +304,3 @@ def in_place(learn: Callable, state: TrainState, mesh: jax.sharding.Mesh | None)
 
 def evaluation_due(config: Config, n: int) -> bool:
     return n in (0, config.steps) or (config.eval.every > 0 and n % config.eval.every == 0)
-
-
-class Clock:
-    """Seconds of each phase of a step; tells the watchdog of each."""
-
-    def __init__(self, team: Team):
-        self._team = team
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str, arrays: Any = None) -> None:
-        """Ends a phase, once these arrays have been computed."""
-        jax.block_until_ready(arrays)
-        now = time.perf_counter()
-        self.seconds[phase], self._last = now - self._last, now
-        self._team.tick(phase)
-
-    def row(self) -> dict[str, float]:
-        phases = {f"seconds_{phase}": seconds for phase, seconds in self.seconds.items()}
-        return {"seconds": sum(self.seconds.values())} | phases
-
-
-def throughput(config: Config, batch: dict, samples: rlp.Samples, clock: Clock) -> dict[str, float]:
-    """Thought tokens sampled a second, and tokens learnt from a second: each document once and its thoughts."""
-    sampled, read = (int(np.sum(fetch(length))) for length in (samples.length_BKG, batch["length_B"]))
-    learnt = (read + sampled) * config.rlp.updates_per_batch
-    return {
-        "sampled_tokens_per_s": sampled / max(clock.seconds["sample"], 1e-9),
-        "learner_tokens_per_s": learnt / max(clock.seconds["learn"], 1e-9),
-    }
-
-
-def watch(progress: Progress, row: dict, close_tokens: int, log: RunLog) -> dict[str, Any]:
-    """Counts skipped steps, looks for dying thoughts, says what is new on the console. Returns entries of the row."""
-    warnings = {}
-    if row["finite"] == 1.0:
-        progress.skipped_in_a_row = 0
-    else:
-        progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
-        warnings["not_finite"] = "loss, reward or gradient is not finite: the step is skipped"
-    progress.start = progress.start.add(row["thought_len"], row["stop_rate"])
-    warnings |= collapse_warnings(progress.start, row["thought_len"], row["stop_rate"], close_tokens)
-    for kind, text in warnings.items():
-        if kind not in progress.warned or kind == "not_finite":
-            log.message(f"warning: step {row['step']}: {text}")
-    progress.warned = sorted(warnings)
-    return {"skipped": progress.skipped, "warnings": list(warnings.values())}
-
-
-def skipped_message(count: int, n: int, batch: dict) -> str:
-    documents = [str(document) for document in fetch(batch["document_B"])]
-    shown = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
-    return (
-        f"{count} steps in a row were not finite, the last one step {n} on documents {shown}: "
-        "lower optimizer.learning_rate or look at these documents"
-    )
-
-
-def thought_rows(n: int, batch: dict, samples: rlp.Samples, scores: rlp.Scores, parts: Parts) -> list[dict]:
-    """A few documents of a step with all thoughts of their first position, for thoughts.jsonl."""
-    decode, close = parts.tokenizer.decode, len(parts.tokens.close)
-    shown = np.flatnonzero(fetch(samples.valid_BK)[:, 0])[:THOUGHTS_DOCUMENTS]
-    batch, samples, scores = fetch((batch, samples, scores), shown)
-    horizon, rows = samples.s_ema_BKH.shape[-1], []
-    for b in range(len(shown)):
-        tokens_T, t = np.asarray(batch["tokens_BT"])[b, : batch["length_B"][b]], int(samples.position_BK[b, 0])
-        thoughts = []
-        for g, (length, stopped) in enumerate(zip(samples.length_BKG[b, 0], samples.stopped_BKG[b, 0], strict=True)):
-            content = samples.thought_BKGL[b, 0, g, : length - close if stopped else length]
-            thoughts.append(
-                {
-                    "text": decode(content.tolist()),
-                    "reward": float(scores.reward_BKG[b, 0, g]),
-                    "advantage": float(scores.advantage_BKG[b, 0, g]),
-                    "length": int(length),
-                    "stopped": bool(stopped),
-                }
-            )
-        rows.append(
-            {
-                "step": n,
-                "document": int(batch["document_B"][b]),
-                "prefix": decode(tokens_T[:t].tolist())[-PREFIX_CHARACTERS:],
-                "target": decode(tokens_T[t : t + horizon].tolist()),
-                "s_ema": float(samples.s_ema_BKH[b, 0].mean()),
-                "thoughts": thoughts,
-            }
-        )
-    return rows

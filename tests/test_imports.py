@@ -22,6 +22,8 @@ LAYERS = (
         "optimizer",
         "sharding",
         "checkpoint",
+        "manifest",
+        "storage",
         "writers",
         "interrupt",
         "distributed",
@@ -29,7 +31,7 @@ LAYERS = (
         "goodput",
         "profiling",
     ),
-    ("learner", "rlp", "baselines", "evals", "report"),
+    ("learner", "rlp", "baselines", "evals", "report", "rows"),
     ("train",),
     ("cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code
 )
