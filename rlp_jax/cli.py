@@ -1,13 +1,15 @@
 """The command line: `rlp train | sample | convert | report | compile`.
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
-standard error and exit code 2. Exit code 1: `compile` found that a run does not fit. 3: a run that diverged. 130 and
-143: a run that was interrupted and saved.
+standard error and exit code 2. Exit code 1: `compile` found that a run does not fit, or any failure not listed here. 3: a
+run that diverged. 130 and 143: a run that was interrupted and saved. 74: storage kept failing, the last checkpoint is as it
+was. 75: a process of a run in several was lost, start all of them again.
 """
 
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
                        help="an argument of the experiment's config(), for instance corpus=encyclopedia")  # fmt: skip
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
                        help="any setting of config.py, for instance rlp.group_size=8; may be repeated")  # fmt: skip
+    train.add_argument("--profile", metavar="STEPS", help="trace these steps for XProf, for instance 5:8")
+    several = train.add_argument_group("several processes", "on Cloud TPU set RLP_DISTRIBUTED=auto instead")
+    several.add_argument("--processes", type=int, help="how many the run has")
+    several.add_argument("--process-id", type=int, help="which one this is, from 0")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
     train.set_defaults(run=_train)
 
     sample = commands.add_parser("sample", help="think over a text; show thoughts and the gain of each")
@@ -124,19 +131,42 @@ def _train(args) -> int:
     validate(config)
     run_dir = args.run_dir or Path("runs") / config.name
 
+    from rlp_jax.profiling import parse_steps
+
+    profile = None if args.profile is None else parse_steps(args.profile)
+
+    from rlp_jax.distributed import ProcessLost, join
     from rlp_jax.interrupt import Interrupted
     from rlp_jax.rollout.selfcheck import SharingError
+    from rlp_jax.storage import EXIT_CODE, StorageError
     from rlp_jax.train import TooManySkipped, train
+    from rlp_jax.watchdog import LOST
 
     try:
-        print(train(config, run_dir))
+        team = join(args.processes, args.process_id, args.coordinator)
+    except ProcessLost as error:
+        print(f"rlp: error: {one_line(error)}", file=sys.stderr)
+        return LOST
+    try:
+        report = train(config, run_dir, team=team, profile=profile)
     except Interrupted as stopped:
         print(f"stopped by {stopped}; saved in {run_dir}: the same command resumes the run", file=sys.stderr)
-        return stopped.exit_code
+        return team.leave(stopped.exit_code)
     except (SharingError, TooManySkipped) as error:
         print(f"rlp: error: {one_line(error)}", file=sys.stderr)
-        return 3
-    return 0
+        return team.leave(3, one_line(error))
+    except StorageError as error:
+        print(f"rlp: error: {one_line(error)}", file=sys.stderr)
+        return team.leave(EXIT_CODE, one_line(error))
+    except Exception as error:
+        if team.alone:
+            raise
+        bad_input = isinstance(error, (ValueError, OSError)) and not os.environ.get("RLP_DEBUG")
+        print(f"rlp: error: {one_line(error)}" if bad_input else traceback.format_exc(), file=sys.stderr)
+        return team.leave(2, one_line(error)) if bad_input else team.failed(error)
+    if team.first:
+        print(report)
+    return team.leave(0)
 
 
 def _sample(args) -> int:

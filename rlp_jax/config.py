@@ -117,7 +117,8 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 20  # steps
-    keep: int = 2
+    keep: int = 2  # the newest
+    keep_every: int = 0  # steps; those of every such step are kept for good as well, 0: none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class Interrupted(Exception):
@@ -50,9 +50,9 @@ class StopSignals:
     def at_once(self, before: Callable[[], None]):
         """Inside, a signal ends the work at once, `before` is called and Interrupted raised: for long work that
         changes no state."""
-        self.check()
-        self._raise_now = True
         try:
+            self._raise_now = True
+            self.check()
             yield
         except Interrupted:
             self._raise_now = False
@@ -60,6 +60,10 @@ class StopSignals:
             raise
         finally:
             self._raise_now = False
+
+    def between(self, batches: Iterable) -> Iterable:
+        """The batches of work inside `at_once`: where the signals of several processes are agreed on."""
+        return batches
 
     def _handle(self, signum, frame):
         if self._signum is not None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from rlp_jax.config import Config, ConfigError, to_json
+from rlp_jax.config import CheckpointConfig, Config, ConfigError, MeshConfig, to_json
 
 PACKAGE = Path(__file__).resolve().parent
 # In a checkout beside the package, in an installed wheel inside it.
@@ -201,21 +201,22 @@ def experiment_of(model: str) -> Config | None:
 
 def fingerprint(config: Config) -> str:
     """Of everything that decides a run's numbers step by step; a run with a constant learning rate may be extended,
-    so its number of steps is left out."""
+    so its number of steps is left out. Devices change the rounding alone."""
+    config = dataclasses.replace(config, mesh=MeshConfig(), checkpoint=CheckpointConfig())
     if config.optimizer.final_learning_rate is None:
         config = dataclasses.replace(config, steps=0)
     return hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
 
 
 def check_same_run(config: Config, recorded: Config, run_dir: Path) -> None:
-    """A run directory is continued with the config it began with. Only `steps` may grow, where the learning rate is
-    constant: a cosine's every step depends on the last.
+    """A run directory is continued with the config it began with. `mesh` and `checkpoint` may change, and `steps` may
+    grow where the learning rate is constant: a cosine's every step depends on the last.
 
     Raises:
       ConfigError: naming the fields that differ.
     """
     old, new = _flat(dataclasses.asdict(recorded)), _flat(dataclasses.asdict(config))
-    differing = [name for name in new if new[name] != old[name]]
+    differing = [name for name in new if new[name] != old[name] and name.split(".")[0] not in ("mesh", "checkpoint")]
     if differing == ["steps"] and config.steps > recorded.steps and config.optimizer.final_learning_rate is None:
         return
     if differing:
@@ -265,10 +266,16 @@ def validate(config: Config) -> None:
         "rlp.kl_coefficient": rlp.kl_coefficient,
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.warmup_steps": optimizer.warmup_steps,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
     }
     for name, value in not_negative.items():
         if not value >= 0:
             raise ConfigError(f"{name} is {value}: it must not be negative")
+    if config.checkpoint.keep_every % config.checkpoint.every:
+        raise ConfigError(
+            f"checkpoint.keep_every is {config.checkpoint.keep_every}: only multiples of checkpoint.every, "
+            f"{config.checkpoint.every}, are saved"
+        )
     positive = {
         "rlp.temperature": rlp.temperature,
         "optimizer.learning_rate": optimizer.learning_rate,

@@ -171,9 +171,25 @@ def with_shardings(abstract_state: chex.ArrayTree, mesh: Mesh | None) -> chex.Ar
     )
 
 
-def place_batch(batch: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:
-    """A batch on its devices; replicated when its documents do not divide (the rest of a held-out set)."""
+def place_batch(batch: chex.ArrayTree, mesh: Mesh | None, documents: int | None = None) -> chex.ArrayTree:
+    """A batch on its devices; replicated when its documents do not divide (the rest of a held-out set).
+
+    Args:
+      batch: all rows, the same in every process; or, with `documents`, the rows of this process's own devices.
+      documents: how many the whole batch has.
+    """
     if mesh is None:
         return batch
-    whole = all(leaf.shape[0] % document_shards(mesh) == 0 for leaf in jax.tree.leaves(batch))
-    return jax.device_put(batch, batch_sharding(mesh) if whole else NamedSharding(mesh, P()))
+    rows = {documents or leaf.shape[0] for leaf in jax.tree.leaves(batch)}
+    whole = all(count % document_shards(mesh) == 0 for count in rows)
+    sharding = batch_sharding(mesh) if whole else NamedSharding(mesh, P())
+    if sharding.is_fully_addressable:
+        return jax.device_put(batch, sharding)
+
+    def over_processes(leaf):
+        leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if documents is None:
+            return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+        return jax.make_array_from_process_local_data(sharding, leaf, (documents, *leaf.shape[1:]))
+
+    return jax.tree.map(over_processes, batch)

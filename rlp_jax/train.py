@@ -19,28 +19,31 @@ import numpy as np
 from rich.console import Console
 
 from rlp_jax import rlp
-from rlp_jax.checkpoint import Checkpoints, Position, latest_step, truncate_logs
+from rlp_jax.checkpoint import DIRECTORY, Checkpoints, Position, latest_step, truncate_logs
 from rlp_jax.checkpoints_io.leaves import Target
 from rlp_jax.checkpoints_io.load import open_model
 from rlp_jax.config import Config, ConfigError, to_json
 from rlp_jax.data.pipeline import Batch, TrainBatches, heldout_batches, load_documents, train_batches
 from rlp_jax.data.template import TemplateTokens, check_lengths, template_tokens
+from rlp_jax.distributed import Team, fetch, own_rows
 from rlp_jax.evals.likelihood import evaluate
+from rlp_jax.goodput import CompileTime, first_start, goodput, productive
 from rlp_jax.interrupt import StopSignals
-from rlp_jax.metrics import ThoughtStart, collapse_warnings
 from rlp_jax.models.transformer import LanguageModel
 from rlp_jax.optimizer import make_optimizer, make_schedule
+from rlp_jax.profiling import Profiler
 from rlp_jax.report.page import write_report
 from rlp_jax.rollout.selfcheck import check_sharing
+from rlp_jax.rows import Clock, Progress, not_finite_rows, skipped_message, thought_rows, throughput, watch
 from rlp_jax.settings import check_devices, check_same_run, fingerprint, from_json, validate
 from rlp_jax.sharding import make_mesh, mesh_shape, place_batch, place_state, with_shardings
 from rlp_jax.state import Purpose, TrainState, init_state, run_key, step_key
-from rlp_jax.writers import FILES, RunLog, write_atomically
+from rlp_jax.storage import retried
+from rlp_jax.writers import FILES, NoLog, RunLog, printer, write_atomically
 
 THOUGHTS_EVERY = 5  # steps between the rows of thoughts.jsonl
-THOUGHTS_DOCUMENTS = 2
-PREFIX_CHARACTERS = 400
 LOCK = ".lock"
+BEFORE_CONFIG = {LOCK, ".config.json.tmp"}  # what a run may have written before it was killed
 
 
 class TooManySkipped(RuntimeError):
@@ -63,29 +66,22 @@ class Parts(NamedTuple):
     mesh: jax.sharding.Mesh | None
 
 
-@dataclasses.dataclass
-class Progress:
-    """The loop's own counters, part of every checkpoint. `evaluations` holds the first and the last evaluation."""
-
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    evaluated: int = -1
-    start: ThoughtStart = dataclasses.field(default_factory=ThoughtStart)
-    warned: list[str] = dataclasses.field(default_factory=list)
-    evaluations: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, values: dict) -> "Progress":
-        return cls(**(values | {"start": ThoughtStart(*values["start"])}))
-
-
-def train(config: Config, run_dir: str | Path, console: Console | None = None) -> Path:
+def train(
+    config: Config,
+    run_dir: str | Path,
+    console: Console | None = None,
+    team: Team | None = None,
+    profile: range | None = None,
+) -> Path:
     """Runs RLP from the config, or continues the run in `run_dir`.
 
     Args:
       config: all settings.
-      run_dir: made when config, model and data have been checked; see ARCHITECTURE.md for what it holds.
+      run_dir: made when config, model and data have been checked; see ARCHITECTURE.md for what it holds. Several
+        processes share it.
       console: where to print.
+      team: the processes of the run, as `distributed.join` gives them; all of them call this.
+      profile: steps to trace.
 
     Returns:
       The path of report.html.
@@ -94,30 +90,49 @@ def train(config: Config, run_dir: str | Path, console: Console | None = None) -
       ValueError: a setting, the model, the data or the run directory cannot work; nothing was written.
       SharingError: this backend computes shared prefixes wrong; nothing was written.
       TooManySkipped: `config.max_skipped` steps in a row were not finite.
+      StorageError: the run directory could not be written to, again and again; the last checkpoint is as it was.
       Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
     """
-    run_dir, console = Path(run_dir), console or Console()
+    run_dir, team = Path(run_dir), team or Team()
+    console = (console or Console()) if team.first else Console(quiet=True)
+    say = printer(console)
     validate(config)
+    saved = sorted(path.name for path in (run_dir / DIRECTORY).glob("*") if path.name.isdigit())
+    team.same({"settings": to_json(config), "checkpoints": " ".join(saved), "jax version": jax.__version__})
     if finished(config, run_dir):
         report = run_dir / "report.html"
-        console.print(f"{run_dir} is finished ({config.steps} steps)", markup=False, highlight=False, soft_wrap=True)
-        return report if report.is_file() else write_report(run_dir)
-    parts = prepare(config, console, fresh=latest_step(run_dir) is None)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with only_process(run_dir), Checkpoints(run_dir, config.checkpoint) as checkpoints, StopSignals() as stop:
-        (run_dir / "summary.json").unlink(missing_ok=True)
-        write_atomically(run_dir / "config.json", to_json(config) + "\n")
-        evaluations = loop(config, run_dir, parts, checkpoints, stop, console)
-    write_atomically(run_dir / "summary.json", json.dumps(evaluations, indent=2) + "\n")
-    return write_report(run_dir)
+        say(f"{run_dir} is finished ({config.steps} steps)")
+        return write_report(run_dir) if team.first and not report.is_file() else report
+    parts = prepare(config, console, team, fresh=latest_step(run_dir) is None)
+    with contextlib.ExitStack() as stack:
+        if team.first:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_process(run_dir))
+            (run_dir / "summary.json").unlink(missing_ok=True)
+            write_atomically(run_dir / "config.json", to_json(config) + "\n")
+        team.wait("run directory")
+        if not (run_dir / "config.json").is_file():
+            raise ConfigError(
+                f"{run_dir} is not the directory that process 0 writes to: all processes have to share it"
+            )
+        checkpoints = stack.enter_context(Checkpoints(run_dir, config.checkpoint, say))
+        stop = stack.enter_context(team.stop_signals())
+        evaluations = loop(config, run_dir, parts, checkpoints, stop, console, team, profile)
+    report = run_dir / "report.html"
+    if team.first:
+        summary = json.dumps(evaluations, indent=2) + "\n"
+        retried(lambda: write_atomically(run_dir / "summary.json", summary), run_dir / "summary.json", say)
+        retried(lambda: write_report(run_dir), report, say)
+    return report
 
 
-def prepare(config: Config, console: Console, fresh: bool = True) -> Parts:
+def prepare(config: Config, console: Console, team: Team, fresh: bool = True) -> Parts:
     """Model, data and mesh, checked to fit together. Raises ValueError where they do not.
 
     Args:
       config: all settings.
       console: where to print.
+      team: the processes of the run.
       fresh: whether the run starts from the model's weights rather than from a checkpoint.
     """
     mesh = make_mesh(config.mesh)
@@ -129,8 +144,11 @@ def prepare(config: Config, console: Console, fresh: bool = True) -> Parts:
     with console.status("reading documents"):
         splits = load_documents(config.data, tokenizer, config.seed, config.rlp.position_mode)
     shape = (config.data.document_tokens, tokenizer.pad_id)
-    batches = train_batches(splits.train, config.batch_documents, *shape, config.seed)
+    rows = own_rows(mesh, config.batch_documents)
+    batches = train_batches(splits.train, config.batch_documents, *shape, config.seed, rows=rows)
     heldout = heldout_batches(splits.heldout, config.eval.batch_documents, config.eval.documents, *shape)
+    held = " ".join(str(document.id) for document in splits.heldout)
+    team.same({"training documents": batches.get_state()["documents"], "held-out documents": held})
     if len(np.unique(heldout[0]["document_B"])) < 2:
         raise ConfigError(
             "only one held-out document: the shuffled control needs another one's thought, so raise eval.documents, "
@@ -157,7 +175,7 @@ def finished(config: Config, run_dir: Path) -> bool:
         raise ConfigError(f"{run_dir} is a file: choose another --run-dir")
     recorded = run_dir / "config.json"
     if not recorded.is_file():
-        if any(path.name != LOCK for path in run_dir.iterdir()):
+        if any(path.name not in BEFORE_CONFIG for path in run_dir.iterdir()):
             raise ConfigError(f"{run_dir} holds other files and no config.json: choose another --run-dir")
         return False
     before = from_json(recorded.read_text(), str(recorded))
@@ -181,72 +199,97 @@ def only_process(run_dir: Path):
         yield
 
 
-def loop(config: Config, run_dir: Path, parts: Parts, checkpoints: Checkpoints, stop: StopSignals, console: Console):
+def loop(
+    config: Config,
+    run_dir: Path,
+    parts: Parts,
+    checkpoints: Checkpoints,
+    stop: StopSignals,
+    console: Console,
+    team: Team,
+    profile: range | None,
+):
     """From the latest checkpoint (or the start) to the last step. Returns {"before": ..., "after": ...}."""
-    model, tokens, mesh = parts.model, parts.tokens, parts.mesh
+    model, tokens, mesh, decode = parts.model, parts.tokens, parts.mesh, parts.tokenizer.decode
     updates = config.steps * config.rlp.updates
     optimizer, schedule = make_optimizer(config.optimizer, updates), make_schedule(config.optimizer, updates)
     reference = parts.params if config.rlp.kl_coefficient > 0 else None
     step = rlp.make_step(model, optimizer, tokens, config, reference, mesh)
     batches, heldout = parts.batches, [place_batch(batch, mesh) for batch in parts.heldout]
-    state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints)
+    state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints, team)
     learn = in_place(step.learn, state, mesh)
     n = int(state.step)
-    with RunLog(run_dir, config.steps, n, console) as log:
+    started = first_start(run_dir) if team.first else time.time()
+    log = RunLog(run_dir, config.steps, n, console) if team.first else NoLog()
+    with log, CompileTime() as compiling, Profiler(run_dir, profile if team.first else None) as profiler:
         if checkpoints.latest_step() is not None:
             log.message(f"resuming {run_dir} after step {n}")
 
-        def save():
+        def save(wait=True):
             where = (batches.get_state(), log.positions(), dataclasses.asdict(progress), fingerprint(config))
-            checkpoints.save(state, Position(*where))
+            checkpoints.save(state, Position(*where), wait)
 
         while True:
+            if stop.requested:
+                save()
+                stop.check()
             if evaluation_due(config, n) and progress.evaluated < n:
                 key = step_key(config.seed, 0, Purpose.EVALUATION)  # the same draws before and after
                 with stop.at_once(save):
-                    result = evaluate(model, state.params, state.ema_params, heldout, tokens, config, key)
+                    held = stop.between(heldout)
+                    result = evaluate(model, state.params, state.ema_params, held, tokens, config, key)
                 log.evaluation({"step": n} | result)
                 progress.evaluated = n
                 progress.evaluations["after" if progress.evaluations else "before"] = result
-            if n == config.steps or (n and n % config.checkpoint.every == 0) or stop.requested:
-                save()
-            if n == config.steps:
+            last = n == config.steps
+            if last or (n and n % config.checkpoint.every == 0):
+                save(wait=last)
+            if last:
                 return progress.evaluations
-            stop.check()
 
-            clock = Clock()
-            batch = next(batches)
-            placed = place_batch(batch, mesh)
+            compiling.lap()
+            profiler.before(n + 1)
+            clock = Clock(team)
+            batch = place_batch(next(batches), mesh, config.batch_documents)
             clock.lap("data")
-            samples = step.sample(state.params, state.ema_params, placed, run_key(config.seed, n))
+            samples = step.sample(state.params, state.ema_params, batch, run_key(config.seed, n))
             clock.lap("sample", samples)
-            state, metrics, scores = learn(state, placed, samples)
+            state, metrics, scores = learn(state, batch, samples)
             clock.lap("learn", metrics)
 
             n += 1
-            row = {"step": n} | {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if profiler.after(n):
+                log.message(f"trace up to step {n} written to {profiler.directory}")
+            progress.productive += productive(sum(clock.seconds.values()), compiling.lap())
+            row = {"step": n} | {name: float(value) for name, value in fetch(metrics).items()}
             row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.rlp.updates))
             row |= clock.row() | throughput(config, batch, samples, clock)
+            row["goodput"] = goodput(progress.productive, started, time.time())
             row |= watch(progress, row, len(tokens.close), log)
             log.step(row)
-            if progress.skipped_in_a_row >= config.max_skipped:
-                raise TooManySkipped(skipped_message(progress.skipped_in_a_row, n, batch))
+            if row["finite"] != 1.0:
+                log.not_finite(rows := not_finite_rows(n, batch, samples, scores, decode))
+                if progress.skipped_in_a_row >= config.max_skipped:
+                    file = str(run_dir / "nonfinite.jsonl")
+                    raise TooManySkipped(skipped_message(progress.skipped_in_a_row, rows, file))
             if n % THOUGHTS_EVERY == 0 or n == 1:
-                log.thoughts(thought_rows(n, batch, samples, scores, parts))
+                log.thoughts(thought_rows(n, batch, samples, scores, decode, len(tokens.close)))
 
 
 def start_or_resume(
-    config: Config, run_dir: Path, parts: Parts, optimizer, checkpoints: Checkpoints
+    config: Config, run_dir: Path, parts: Parts, optimizer, checkpoints: Checkpoints, team: Team
 ) -> tuple[TrainState, Progress]:
     """The state to go on from; puts the data iterator and the log files where they were then."""
     if checkpoints.latest_step() is None:
-        truncate_logs(run_dir, dict.fromkeys(FILES, 0))
+        if team.first:
+            truncate_logs(run_dir, dict.fromkeys(FILES, 0))
         kept = config.rlp.kl_coefficient > 0  # as the reference
         state = init_state(parts.params, optimizer, consume=not kept)
         return place_state(state, parts.mesh), Progress()
     abstract = jax.eval_shape(lambda: init_state(parts.model.init(jax.random.key(0)), optimizer))
     state, position = checkpoints.restore(with_shardings(abstract, parts.mesh), fingerprint(config))
-    truncate_logs(run_dir, position.logs)
+    if team.first:
+        truncate_logs(run_dir, position.logs)
     parts.batches.set_state(position.data)
     return state, Progress.from_json(position.progress)
 
@@ -261,89 +304,3 @@ def in_place(learn: Callable, state: TrainState, mesh: jax.sharding.Mesh | None)
 
 def evaluation_due(config: Config, n: int) -> bool:
     return n in (0, config.steps) or (config.eval.every > 0 and n % config.eval.every == 0)
-
-
-class Clock:
-    """Seconds of each phase of a step."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str, arrays: Any = None) -> None:
-        """Ends a phase, once these arrays have been computed."""
-        jax.block_until_ready(arrays)
-        now = time.perf_counter()
-        self.seconds[phase], self._last = now - self._last, now
-
-    def row(self) -> dict[str, float]:
-        phases = {f"seconds_{phase}": seconds for phase, seconds in self.seconds.items()}
-        return {"seconds": sum(self.seconds.values())} | phases
-
-
-def throughput(config: Config, batch: dict, samples: rlp.Samples, clock: Clock) -> dict[str, float]:
-    """Thought tokens sampled a second, and tokens learnt from a second: each document once and its thoughts."""
-    sampled = int(np.sum(np.asarray(samples.length_BKG)))
-    learnt = (int(np.sum(batch["length_B"])) + sampled) * config.rlp.updates_per_batch
-    return {
-        "sampled_tokens_per_s": sampled / max(clock.seconds["sample"], 1e-9),
-        "learner_tokens_per_s": learnt / max(clock.seconds["learn"], 1e-9),
-    }
-
-
-def watch(progress: Progress, row: dict, close_tokens: int, log: RunLog) -> dict[str, Any]:
-    """Counts skipped steps, looks for dying thoughts, says what is new on the console. Returns entries of the row."""
-    warnings = {}
-    if row["finite"] == 1.0:
-        progress.skipped_in_a_row = 0
-    else:
-        progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
-        warnings["not_finite"] = "loss, reward or gradient is not finite: the step is skipped"
-    progress.start = progress.start.add(row["thought_len"], row["stop_rate"])
-    warnings |= collapse_warnings(progress.start, row["thought_len"], row["stop_rate"], close_tokens)
-    for kind, text in warnings.items():
-        if kind not in progress.warned or kind == "not_finite":
-            log.message(f"warning: step {row['step']}: {text}")
-    progress.warned = sorted(warnings)
-    return {"skipped": progress.skipped, "warnings": list(warnings.values())}
-
-
-def skipped_message(count: int, n: int, batch: dict) -> str:
-    documents = [str(document) for document in np.asarray(batch["document_B"])]
-    shown = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
-    return (
-        f"{count} steps in a row were not finite, the last one step {n} on documents {shown}: "
-        "lower optimizer.learning_rate or look at these documents"
-    )
-
-
-def thought_rows(n: int, batch: dict, samples: rlp.Samples, scores: rlp.Scores, parts: Parts) -> list[dict]:
-    """A few documents of a step with all thoughts of their first position, for thoughts.jsonl."""
-    decode, close = parts.tokenizer.decode, len(parts.tokens.close)
-    samples, scores = jax.device_get((samples, scores))
-    horizon, rows = samples.s_ema_BKH.shape[-1], []
-    for b in np.flatnonzero(samples.valid_BK[:, 0])[:THOUGHTS_DOCUMENTS]:
-        tokens_T, t = np.asarray(batch["tokens_BT"])[b, : batch["length_B"][b]], int(samples.position_BK[b, 0])
-        thoughts = []
-        for g, (length, stopped) in enumerate(zip(samples.length_BKG[b, 0], samples.stopped_BKG[b, 0], strict=True)):
-            content = samples.thought_BKGL[b, 0, g, : length - close if stopped else length]
-            thoughts.append(
-                {
-                    "text": decode(content.tolist()),
-                    "reward": float(scores.reward_BKG[b, 0, g]),
-                    "advantage": float(scores.advantage_BKG[b, 0, g]),
-                    "length": int(length),
-                    "stopped": bool(stopped),
-                }
-            )
-        rows.append(
-            {
-                "step": n,
-                "document": int(batch["document_B"][b]),
-                "prefix": decode(tokens_T[:t].tolist())[-PREFIX_CHARACTERS:],
-                "target": decode(tokens_T[t : t + horizon].tolist()),
-                "s_ema": float(samples.s_ema_BKH[b, 0].mean()),
-                "thoughts": thoughts,
-            }
-        )
-    return rows

@@ -1,21 +1,26 @@
-"""What a run writes as it goes: the console, three jsonl files and TensorBoard.
+"""What a run writes as it goes: the console, jsonl files and TensorBoard.
 
 The jsonl files are appended line by line and only ever hold whole lines of strict JSON (a value that is not finite is
-null). `RunLog.positions` says how far they have come, for the checkpoint.
+null). `RunLog.positions` says how far they have come, for the checkpoint. They have to be written: storage that keeps
+failing ends the run. TensorBoard shows the same numbers and may miss some.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-FILES = ("metrics.jsonl", "eval.jsonl", "thoughts.jsonl")
+from rlp_jax.storage import reason, retried
+
+FILES = ("metrics.jsonl", "eval.jsonl", "thoughts.jsonl", "nonfinite.jsonl")
 
 # Column heading, key of the row, format.
 COLUMNS = (
@@ -32,6 +37,113 @@ COLUMNS = (
     ("s/step", "seconds", "7.2f"),
 )
 HEADING_EVERY = 20  # rows
+FLUSH_EVERY_S = 10.0  # of TensorBoard
+
+
+class Lines:
+    """A file that grows by whole lines; not there before the first one.
+
+    Args:
+      path: the file, gone on with where it is there.
+      say: told of every attempt to write that failed.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]):
+        self._path, self._say = Path(path), say
+        self._descriptor: int | None = None
+        self.size = self._path.stat().st_size if self._path.exists() else 0
+
+    def append(self, line: str) -> None:
+        """Writes one line, all of it or none.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
+        data = (line + "\n").encode()
+        retried(lambda: self._append(data), self._path, self._say)
+        self.size += len(data)
+
+    def sync(self) -> None:
+        """Returns when every line is on disk. Raises StorageError."""
+        retried(self._sync, self._path, self._say)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _append(self, data: bytes) -> None:
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._check_place()
+        if os.fstat(self._descriptor).st_size != self.size:  # what an attempt that failed left
+            os.ftruncate(self._descriptor, self.size)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def _sync(self) -> None:
+        if self._descriptor is not None:
+            self._check_place()
+            os.fsync(self._descriptor)
+
+    def _check_place(self) -> None:
+        """A file that is deleted or moved away can still be written to, and nobody would see it."""
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
+            raise OSError(errno.ENOENT, "another file has taken its place", str(self._path))
+
+
+class TensorBoard:
+    """Scalars in an event file. Writing them here and now instead of in tensorboardX's thread, whose queue stops the
+    run for good when the thread has met an error.
+
+    Args:
+      directory: of the event files.
+      purge: TensorBoard hides what another process logged from this step on.
+      say: told of errors; the next scalars go into a new file.
+    """
+
+    def __init__(self, directory: Path, purge: int | None, say: Callable[[str], None]):
+        self._directory, self._purge, self._say = Path(directory), purge, say
+        self._writer, self._files, self._flushed = None, 0, time.monotonic()
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        try:
+            writer = self._writer or self._open()
+            for tag, value in scalars.items():
+                writer.write_event(Event(wall_time=now, step=step, summary=scalar(tag, value)))
+            if time.monotonic() - self._flushed > FLUSH_EVERY_S:
+                writer.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _open(self):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._directory.mkdir(exist_ok=True)
+        self._files += 1
+        self._writer = EventsWriter(str(self._directory / "events"), f".{self._files}")
+        if self._purge is not None:
+            log = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=self._purge, session_log=log))
+            self._purge = None
+        return self._writer
+
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        self._say(f"warning: {self._directory}: {reason(error)}; TensorBoard misses these numbers")
 
 
 class RunLog:
@@ -45,12 +157,10 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, steps: int, start: int = 0, console: Console | None = None):
-        from tensorboardX import SummaryWriter
-
         self.console = console or Console()
         self._rows, self._every, self._steps = 0, max(1, min(10, steps // 20)), steps
-        self._files = {name: open(Path(run_dir) / name, "a", encoding="utf-8") for name in FILES}  # noqa: SIM115
-        self._tensorboard = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=start + 1 if start else None)
+        self._files = {name: Lines(Path(run_dir) / name, self.message) for name in FILES}
+        self._tensorboard = TensorBoard(Path(run_dir) / "tensorboard", start + 1 if start else None, self.message)
         self._progress = None
         if self.console.is_terminal:
             self._progress = Progress(
@@ -69,7 +179,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """A line on the console, above the progress bar."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        printer(self.console)(text)
 
     def step(self, row: Mapping[str, Any]) -> None:
         """One training step: metrics.jsonl, TensorBoard, and a table row every few steps."""
@@ -101,12 +211,16 @@ class RunLog:
         for row in rows:
             self._write("thoughts.jsonl", row)
 
+    def not_finite(self, rows: list[Mapping[str, Any]]) -> None:
+        """The documents of a step that was skipped: nonfinite.jsonl."""
+        for row in rows:
+            self._write("nonfinite.jsonl", row)
+
     def positions(self) -> dict[str, int]:
-        """Bytes in each file, all of them on disk."""
+        """Bytes in each file, all of them on disk. Raises StorageError."""
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+            file.sync()
+        return {name: file.size for name, file in self._files.items()}
 
     def close(self) -> None:
         if self._progress:
@@ -122,13 +236,12 @@ class RunLog:
         self.close()
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
-        self._files[name].write(json.dumps(strict(row), ensure_ascii=False, allow_nan=False) + "\n")
-        self._files[name].flush()
+        self._files[name].append(json.dumps(strict(row), ensure_ascii=False, allow_nan=False))
 
     def _scalars(self, group: str, row: Mapping[str, Any]) -> None:
-        for key, value in row.items():
-            if isinstance(value, int | float) and key != "step" and math.isfinite(value):
-                self._tensorboard.add_scalar(f"{group}/{key}", value, row["step"])
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+        finite = {f"{group}/{key}": float(value) for key, value in numbers.items() if math.isfinite(value)}
+        self._tensorboard.add(finite, row["step"])
 
     def _left(self, step: int) -> str:
         if self._first is None:
@@ -137,6 +250,41 @@ class RunLog:
         first, began = self._first
         seconds = (time.monotonic() - began) / (step - first) * (self._steps - step)
         return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+
+class NoLog(RunLog):
+    """What every process of a run but the first uses: writes nothing."""
+
+    def __init__(self):
+        self.console = Console(quiet=True)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def thoughts(self, rows: list[Mapping[str, Any]]) -> None:
+        pass
+
+    def not_finite(self, rows: list[Mapping[str, Any]]) -> None:
+        pass
+
+    def positions(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def printer(console: Console) -> Callable[[str], None]:
+    """Prints a line as it is; a console that is gone is no reason to stop."""
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    return say
 
 
 def strict(value: Any) -> Any:

@@ -19,12 +19,13 @@ from tiny_run import compilation, hasty_compilation, tiny_config
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load, save_hf
 from rlp_jax.config import CheckpointConfig, ConfigError, MeshConfig, OptimizerConfig, RLPConfig
+from rlp_jax.rows import Progress, watch
 from rlp_jax.settings import from_json
-from rlp_jax.train import Progress, TooManySkipped, only_process, train, watch
+from rlp_jax.train import TooManySkipped, only_process, train
 from rlp_jax.writers import RunLog
 
 TESTS = Path(__file__).parent
-TIMINGS = ("seconds", "tokens_per_s")
+TIMINGS = ("seconds", "tokens_per_s", "goodput")
 
 
 @pytest.fixture(scope="module")

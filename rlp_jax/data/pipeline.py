@@ -85,15 +85,27 @@ def load_documents(
     return Splits(train, kept, {name: int(report[name]) for name in (*names, "train_tokens", "heldout_tokens")})
 
 
-def collate(documents: Sequence[TokenizedDocument], document_tokens: int, pad_id: int, pad_multiple: int = 64) -> Batch:
+def collate(
+    documents: Sequence[TokenizedDocument],
+    document_tokens: int,
+    pad_id: int,
+    pad_multiple: int = 64,
+    rows: Sequence[int] | None = None,
+) -> Batch:
     """Stack documents into a batch, padded on the right to a multiple of pad_multiple, at most document_tokens: few
     shapes for jit.
+
+    Args:
+      documents: of the whole batch, which decides the padding.
+      rows: stack only these of them, by default all.
 
     Returns:
       `tokens_BT` int32, `length_B` int32, `span_BT` bool, `document_B` int64, `weight_B` float32 of ones.
     """
+    longest = max(len(document.tokens_T) for document in documents)
+    padded = min(-(-longest // pad_multiple) * pad_multiple, document_tokens)
+    documents = documents if rows is None else [documents[row] for row in rows]
     length_B = np.array([len(document.tokens_T) for document in documents], np.int32)
-    padded = min(-(-int(length_B.max()) // pad_multiple) * pad_multiple, document_tokens)
     tokens_BT = np.full((len(documents), padded), pad_id, np.int32)
     span_BT = np.zeros((len(documents), padded), bool)
     for row, document in enumerate(documents):
@@ -147,9 +159,14 @@ def train_batches(
     pad_id: int,
     seed: int,
     pad_multiple: int = 64,
+    rows: Sequence[int] | None = None,
 ) -> TrainBatches:
     """Endless batches of B documents: each epoch is another permutation of all documents, and batches run on from one
     epoch into the next, so none is left out.
+
+    Args:
+      rows: of each batch, what this process reads; by default all. Order, padding and the iterator's state do not
+        depend on it, so a run may go on with another number of processes.
 
     Raises:
       ConfigError: batch_documents is below 1, or there are fewer documents than that.
@@ -169,7 +186,7 @@ def train_batches(
     dataset = repeated.batch(
         batch_documents,
         drop_remainder=True,
-        batch_fn=lambda batch: collate(batch, document_tokens, pad_id, pad_multiple),
+        batch_fn=lambda batch: collate(batch, document_tokens, pad_id, pad_multiple, rows),
     )
     contents = " ".join(str(document.id) for document in documents)
     fingerprint = stable_hash("documents", f"{seed} {batch_documents} {contents}")

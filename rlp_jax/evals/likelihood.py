@@ -20,6 +20,7 @@ import numpy as np
 from rlp_jax.config import Config, EvalConfig, RLPConfig
 from rlp_jax.data.positions import candidates, choose_positions
 from rlp_jax.data.template import TemplateTokens
+from rlp_jax.distributed import fetch
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
@@ -56,15 +57,15 @@ def evaluate(
     """
     rows: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        if len(np.unique(np.asarray(batch["document_B"]))) < 2:
+        if len(np.unique(fetch(batch["document_B"]))) < 2:
             raise ValueError(
                 "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
                 "eval.batch_documents (and eval.documents) to at least 2"
             )
         with over(mesh_of(params)):
             out = _evaluate_batch(model, template, config.rlp, config.eval, params, ema_params, batch, key)
-        out = jax.device_get(out)
-        counted = out.pop("counted_B") & (np.asarray(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
+        out = fetch(out)
+        counted = out.pop("counted_B") & (fetch(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
         rows.append({name: value[counted] for name, value in out.items()})
     if not any(len(row["ce_think"]) for row in rows):
         raise ValueError("no held-out document has a position to score: check data.span and rlp.position_mode")
