@@ -52,7 +52,7 @@ def compile_for(config: Config, topology: Topology, level: str | None = None, to
             programs.append(program)
     except TooLarge as error:
         return said | _too_large(run, error)
-    phases, memory = phases_of(run, topology, programs, tokens), memory_of(run, topology, programs)
+    phases, memory = phases_of(run, programs, tokens), memory_of(run, programs)
     fits = all(memory[program.name]["peak"] <= memory["capacity"] for program in programs)
     chip = topology.chip
     said |= {
@@ -65,7 +65,7 @@ def compile_for(config: Config, topology: Topology, level: str | None = None, to
         },
         "hbm_per_chip": memory,
         "largest_arrays": largest_arrays(programs),
-        "largest_collectives": largest_collectives(run, topology, programs, tokens),
+        "largest_collectives": largest_collectives(programs),
         "compile_seconds": {program.name: round(program.seconds, 1) for program in programs},
     }
     return said if fits else said | {"advice": advice(run, None, memory)}

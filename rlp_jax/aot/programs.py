@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from rlp_jax import rlp
+from rlp_jax.aot import hlo
 from rlp_jax.aot.chips import Topology, devices_of
+from rlp_jax.aot.hlo_cost import Traffic, traffic
 from rlp_jax.aot.jaxpr_cost import Turns, count_flops, inner_jaxprs
 from rlp_jax.aot.workload import PHASES, loop_turns
 from rlp_jax.checkpoints_io.load import open_shape
@@ -36,6 +38,7 @@ class Abstract(NamedTuple):
     """A run without its arrays: shapes, types and where they would live."""
 
     config: Config
+    topology: Topology
     model: LanguageModel
     template: TemplateTokens
     mesh: jax.sharding.Mesh
@@ -52,14 +55,16 @@ class Program:
 
     Attributes:
       flops: over all devices, by phase.
-      text: the compiled program of one chip.
+      module: the compiled program of one chip.
+      traffic: what it moves, by phase.
       memory: bytes a chip: arguments, outputs (those that are not arguments given up), temporaries, code.
       seconds: what tracing, lowering and compiling took.
     """
 
     name: str
     flops: Counter
-    text: str
+    module: hlo.Module
+    traffic: dict[str, Traffic]
     memory: dict[str, int]
     seconds: float
 
@@ -121,7 +126,7 @@ def abstract_run(config: Config, topology: Topology) -> Abstract:
     def step(reference_params):
         return rlp.make_step(model, optimizer, template, config, reference_params, mesh)
 
-    return Abstract(config, model, template, mesh, shards, state, batch, key, step)
+    return Abstract(config, topology, model, template, mesh, shards, state, batch, key, step)
 
 
 def compile_step(run: Abstract, level: str | None, tokens: int) -> Iterator[Program]:
@@ -171,7 +176,10 @@ def _compile(name: str, run: Abstract, function: Any, args: tuple, level: str | 
         "temporaries": analysis.temp_size_in_bytes,
         "code": analysis.generated_code_size_in_bytes,
     }
-    return Program(name, flops, compiled.as_text(), memory, time.perf_counter() - start), compiled
+    seconds = time.perf_counter() - start
+    module = hlo.parse(compiled.as_text())
+    moved = traffic(module, turns, PHASES, run.topology.chips_per_slice)
+    return Program(name, flops, module, moved, memory, seconds), compiled
 
 
 @contextlib.contextmanager

@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 
-from rlp_jax.aot import hlo
-from rlp_jax.aot.chips import Chip, Topology
-from rlp_jax.aot.hlo_cost import Traffic, traffic
+from rlp_jax.aot.chips import Chip
+from rlp_jax.aot.hlo_cost import Traffic
 from rlp_jax.aot.programs import LISTED, Abstract, Program, TooLarge
-from rlp_jax.aot.workload import PHASES, loop_turns, needed_flops
+from rlp_jax.aot.workload import PHASES, needed_flops
 from rlp_jax.rollout.engine import ring_sizes
 
 OTHER = "other"  # what was traced in no phase
@@ -48,27 +47,26 @@ class Phase:
         return max(self.seconds(chip).items(), key=lambda item: item[1])
 
 
-def phases_of(run: Abstract, topology: Topology, programs: Sequence[Program], tokens: int) -> dict[str, Phase]:
+def phases_of(run: Abstract, programs: Sequence[Program], tokens: int) -> dict[str, Phase]:
     """Every phase that computes or moves something."""
-    turns = loop_turns(run.model, run.template, run.config, run.shards, tokens)
+    chips = run.topology.chips
     needed = needed_flops(run.model.config, run.state.params, run.template, run.config, tokens)
     found = {}
     for program in programs:
-        moved = traffic(hlo.parse(program.text), turns, PHASES, topology.chips_per_slice)
-        for name in sorted({*moved, *program.flops}, key=lambda name: (*PHASES, "").index(name)):
-            one, label = moved.get(name, Traffic()), name or f"{program.name}: {OTHER}"
+        for name in sorted({*program.traffic, *program.flops}, key=lambda name: (*PHASES, "").index(name)):
+            one, label = program.traffic.get(name, Traffic()), name or f"{program.name}: {OTHER}"
             found[label] = Phase(
-                program.name, program.flops[name] / topology.chips, one.hbm_bytes, one.ici_bytes, one.dcn_bytes,
-                one.by_kind(), needed[name] / topology.chips if name in needed else None,
+                program.name, program.flops[name] / chips, one.hbm_bytes, one.ici_bytes, one.dcn_bytes,
+                one.by_kind(), needed[name] / chips if name in needed else None,
             )  # fmt: skip
     return found
 
 
-def memory_of(run: Abstract, topology: Topology, programs: Sequence[Program]) -> dict[str, Any]:
+def memory_of(run: Abstract, programs: Sequence[Program]) -> dict[str, Any]:
     """Bytes of a chip's memory: what stays there from step to step, and what each program adds."""
     parts = {"params": run.state.params, "ema": run.state.ema_params, "optimizer": run.state.opt_state}
     memory: dict[str, Any] = {name: _shard_bytes(tree) for name, tree in parts.items()}
-    memory["capacity"] = topology.chip.hbm_bytes
+    memory["capacity"] = run.topology.chip.hbm_bytes
     for program in programs:
         used = dict(program.memory)
         if program.name == "sample":
@@ -98,7 +96,7 @@ def _cache_bytes(run: Abstract, sample: Program) -> float:
 
     carried = [
         sum(shape.bytes for shape in instruction.shapes if cached(shape))
-        for computation in hlo.parse(sample.text).computations.values()
+        for computation in sample.module.computations.values()
         for instruction in computation.instructions.values()
         if instruction.opcode == "while"
     ]
@@ -109,10 +107,10 @@ def largest_arrays(programs: Sequence[Program]) -> list[dict[str, Any]]:
     """The largest results in HBM, each shape once."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for program in programs:
-        module = hlo.parse(program.text)
-        fused = {name for c in module.computations.values() for i in c.instructions.values() if i.opcode == "fusion"
-                 for name in i.called.get("calls", [])}  # fmt: skip
-        for computation in module.computations.values():
+        computations = program.module.computations.values()
+        fusions = (i for c in computations for i in c.instructions.values() if i.opcode == "fusion")
+        fused = {name for fusion in fusions for name in fusion.called["calls"]}
+        for computation in computations:
             if computation.name in fused:
                 continue
             for instruction in computation.instructions.values():
@@ -125,13 +123,14 @@ def largest_arrays(programs: Sequence[Program]) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda entry: -entry["bytes"])[:LISTED]
 
 
-def largest_collectives(run: Abstract, topology: Topology, programs: Sequence[Program], tokens: int) -> list[dict]:
+def largest_collectives(programs: Sequence[Program]) -> list[dict[str, Any]]:
     """Those that send the most, all turns together."""
-    turns = loop_turns(run.model, run.template, run.config, run.shards, tokens)
-    found = []
-    for program in programs:
-        for one in traffic(hlo.parse(program.text), turns, PHASES, topology.chips_per_slice).values():
-            found += [{"program": program.name} | dataclasses.asdict(collective) for collective in one.collectives]
+    found = [
+        {"program": program.name} | dataclasses.asdict(collective)
+        for program in programs
+        for moved in program.traffic.values()
+        for collective in moved.collectives
+    ]
     return sorted(found, key=lambda entry: -(entry["ici_bytes"] + entry["dcn_bytes"]))[:LISTED]
 
 

@@ -79,7 +79,7 @@ def advised(program, config, **mesh):
     mesh = jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))
     shards = shape["data"] * shape["fsdp"]
     model = LanguageModel(CONFIGS["qwen3-1.7b"])
-    run = Abstract(config, model, None, mesh, shards, _NoState(), None, None, None)
+    run = Abstract(config, None, model, None, mesh, shards, _NoState(), None, None, None)
     return " ".join(advice(run, TooLarge(program, MESSAGE), None))
 
 
