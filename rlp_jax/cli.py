@@ -135,6 +135,8 @@ def _train(args) -> int:
     except (SharingError, TooManySkipped) as error:
         print(f"rlp: error: {one_line(error)}", file=sys.stderr)
         return team.leave(3, one_line(error))
+    except KeyboardInterrupt:
+        return team.leave(130, "interrupted")
     except Exception as error:
         if team.alone:
             raise
