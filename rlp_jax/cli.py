@@ -158,6 +158,8 @@ def _train(args) -> int:
     except StorageError as error:
         print(f"rlp: error: {one_line(error)}", file=sys.stderr)
         return team.leave(EXIT_CODE, one_line(error))
+    except KeyboardInterrupt:
+        return team.leave(130, "interrupted")
     except Exception as error:
         if team.alone:
             raise
