@@ -27,7 +27,7 @@ import tempfile
 import jax
 import numpy as np
 from peers.client import Peer
-from peers.environments import Missing, interpreter, root
+from peers.environments import Missing, chosen, interpreter, root
 from timing import finish
 
 import rlp_jax
@@ -176,9 +176,7 @@ def main():
     parser.add_argument("--learning-rates", help="each side is judged at its best (3e-5,1e-4,3e-4)")
     parser.add_argument("--directory", help="where install_peers.py put the environments")
     args = parser.parse_args()
-    names = [] if args.peers == "none" else args.peers.split(",")
-    if unknown := sorted(set(names) - set(PEERS)):
-        parser.error(f"unknown peers {', '.join(unknown)}: choose from {', '.join(PEERS)}, or none")
+    names = chosen(parser, args.peers, PEERS)
     args.steps = args.steps or (10 if args.quick else 40)
     if args.steps < TURN or args.steps % TURN:
         parser.error(f"--steps is {args.steps}: give a multiple of {TURN}")

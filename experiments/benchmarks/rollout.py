@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from peers.client import Peer
-from peers.environments import Missing, interpreter, root
+from peers.environments import Missing, chosen, interpreter, root
 from peers.gguf_float32 import write_float32
 from timing import against_ours, finish, take_turns
 
@@ -156,9 +156,7 @@ def main():
     parser.add_argument("--slots", type=int, help="ours: thoughts of a document decoded at a time (all)")
     parser.add_argument("--directory", help="where install_peers.py put the environments")
     args = parser.parse_args()
-    names = [] if args.peers == "none" else args.peers.split(",")
-    if unknown := sorted(set(names) - set(PEERS)):
-        parser.error(f"unknown peers {', '.join(unknown)}: choose from {', '.join(PEERS)}, or none")
+    names = chosen(parser, args.peers, PEERS)
     rounds, workload = args.rounds or (1 if args.quick else 5), WORKLOADS[args.workload]
     result = {"workload": args.workload, **workload._asdict(), "slots": args.slots, "rounds": rounds}
     finish(result | compare(workload, names, rounds, args.slots, root(args.directory)), args.json)

@@ -22,7 +22,7 @@ import tempfile
 
 import numpy as np
 from peers.client import Peer
-from peers.environments import Missing, interpreter, root
+from peers.environments import Missing, chosen, interpreter, root
 from timing import against_ours, finish, take_turns
 
 import rlp_jax
@@ -91,9 +91,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=32, help="of a thought")
     parser.add_argument("--directory", help="where install_peers.py put the environments")
     args = parser.parse_args()
-    names = [] if args.peers == "none" else args.peers.split(",")
-    if unknown := sorted(set(names) - set(PEERS)):
-        parser.error(f"unknown peers {', '.join(unknown)}: choose from {', '.join(PEERS)}, or none")
+    names = chosen(parser, args.peers, PEERS)
     args.rounds = args.rounds or (1 if args.quick else 3)
     shape = f"{args.documents} documents x {args.group} thoughts, prefix {args.prefix}, {args.tokens} tokens a thought"
     finish({"workload": shape, "rounds": args.rounds} | compare(args, names), args.json)

@@ -18,7 +18,8 @@ from rlp_jax.models.vocabulary import chunk_tokens, token_logprobs
 from rlp_jax.rollout.filters import KEEP_ALL, Filter
 from rlp_jax.rollout.scoring import BranchScores, Thoughts, lay_out
 
-MULTIPLE, COARSE = 8, 128  # bins are a multiple of the second (a block of attention kernels) once it costs at most 1/16
+MULTIPLE = 8  # bins are a multiple of this
+COARSE = 128  # and of this, a block of attention kernels, once it costs at most 1/16
 SCORED = 512  # places whose logits are held together: also what may be scored too much at the end
 
 

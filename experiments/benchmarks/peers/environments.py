@@ -4,8 +4,10 @@ They lie below `--directory`, or where RLP_JAX_PEERS says, by default ~/.cache/r
 them. A failed installation leaves a note there, so that a benchmark's table can say why a peer is missing.
 """
 
+import argparse
 import os
 import pathlib
+from collections.abc import Iterable
 
 ENVIRONMENTS = {  # pinned: a figure is a figure of these versions
     "torch": ("torch==2.13.0", "transformers==5.24.0", "trl==1.16.0"),
@@ -42,3 +44,11 @@ def interpreter(directory: pathlib.Path, name: str) -> pathlib.Path:
     if not python.exists():
         raise Missing(f"not installed: python experiments/benchmarks/install_peers.py --peers {name}")
     return python
+
+
+def chosen(parser: argparse.ArgumentParser, text: str, known: Iterable[str]) -> list[str]:
+    """The peers that --peers names, none for "none"; ends the program where it names others."""
+    names = [] if text == "none" else text.split(",")
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"unknown peers {', '.join(unknown)}: choose from {', '.join(known)}, or none")
+    return names

@@ -4,15 +4,14 @@ As in step_trl.py, but thoughts end with the closing tag (the end token here), a
 are TRL's own: divided by the group's standard deviation.
 """
 
-import copy
 import pathlib
 
 import torch
 import trl
 from datasets import Dataset
 from protocol import Conversation
-from step_trl import EMA_DECAY, numbers
-from transformers import AutoModelForCausalLM, TrainerCallback
+from step_trl import follow, load, numbers, settings_for, texts
+from transformers import TrainerCallback
 
 
 @torch.no_grad()
@@ -37,9 +36,8 @@ class Turns(TrainerCallback):
             self.conversation.begin()
             self.made.clear()
 
-    @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - EMA_DECAY)
+        follow(self.average, self.model)
         if state.global_step % self.turn == 0:
             self.conversation.end(sum(self.made))
             directory = self.out / str(state.global_step)
@@ -53,13 +51,11 @@ class Turns(TrainerCallback):
 def main():
     conversation = Conversation()
     job = conversation.job
-    torch.set_num_threads(job["threads"])
-    model = AutoModelForCausalLM.from_pretrained(job["directory"], dtype=torch.float32)
-    average = copy.deepcopy(model).requires_grad_(False).eval()
+    model, average = load(job)
     group, (close,), made = job["group"], job["close"], []
     rows = [row for step in job["steps"] for row in step]
 
-    def information_gain(prompts, completion_ids, row, **_):
+    def information_gain(completion_ids, row, **_):
         made.append(sum(map(len, completion_ids)))
         thinking = [
             rows[i]["prompt"] + list(thought) + [close] * (close not in thought) + [rows[i]["target"]]
@@ -69,33 +65,9 @@ def main():
         baseline = next_logprob(average, plain).repeat_interleave(group)
         return (next_logprob(model, thinking) - baseline).tolist()
 
-    tokenizer = numbers(model.config.vocab_size)
-    tokenizer.eos_token = str(close)
-    batch = len(job["steps"][0]) * group
-    settings = trl.GRPOConfig(
-        job["directory"] + "-trl",  # nothing is written
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=batch // job["microbatches"],
-        gradient_accumulation_steps=job["microbatches"],
-        steps_per_generation=job["microbatches"],
-        num_generations=group,
-        max_completion_length=job["new"],
-        temperature=job["temperature"],
-        beta=0.0,
-        loss_type="grpo",
-        learning_rate=job["learning_rate"],
-        lr_scheduler_type="constant",
-        adam_beta2=0.95,
-        shuffle_dataset=False,
-        max_steps=len(job["steps"]),
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-    )
-    data = {"prompt": [" ".join(map(str, row["prompt"])) for row in rows], "row": list(range(len(rows)))}
+    tokenizer = numbers(model.config.vocab_size, end=close)
+    settings = settings_for(job, len(job["steps"][0]), max_steps=len(job["steps"]))
+    data = {"prompt": texts(tokenizer, [row["prompt"] for row in rows]), "row": list(range(len(rows)))}
     trainer = trl.GRPOTrainer(model, information_gain, settings, Dataset.from_dict(data), processing_class=tokenizer)
     trainer.add_callback(Turns(conversation, trainer.model, average, made))
     conversation.ready({"torch": torch.__version__, "trl": trl.__version__})

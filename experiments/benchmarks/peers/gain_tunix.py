@@ -15,10 +15,8 @@ import tunix_model
 from flax import nnx
 from protocol import Conversation
 from safetensors.numpy import load_file, save_file
-from step_tunix import follow
-from tunix.rl import rl_cluster
+from step_tunix import follow, make_cluster, make_optimizer, one_device
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
-from tunix.rl.rollout.base_rollout import RolloutConfig
 
 
 @nnx.jit
@@ -72,41 +70,14 @@ def biases(params):
 def main():
     conversation = Conversation()
     job = conversation.job
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))
+    mesh = one_device()
     model, _ = tunix_model.load(job["directory"], mesh)
     average, _ = tunix_model.load(job["directory"], mesh)
     rows = [row for step in job["steps"] for row in step]
     positions, group, new, (close,) = len(job["steps"][0]), job["group"], job["new"], job["close"]
     prompt_tokens = max(len(row["prompt"]) for row in rows)
-    training = rl_cluster.RLTrainingConfig(
-        actor_optimizer=optax.chain(
-            optax.masked(optax.set_to_zero(), biases),
-            optax.clip_by_global_norm(1.0),
-            optax.adamw(job["learning_rate"], b2=0.95, weight_decay=0.0),
-        ),
-        eval_every_n_steps=10_000,
-        max_steps=len(job["steps"]),
-        mini_batch_size=positions,
-        train_micro_batch_size=positions // job["microbatches"],
-        rollout_micro_batch_size=positions,
-        compute_logps_micro_batch_size=positions,
-    )
-    rollout = RolloutConfig(
-        max_tokens_to_generate=new,
-        max_prompt_length=prompt_tokens,
-        kv_cache_size=prompt_tokens + new,
-        temperature=job["temperature"],
-        top_p=1.0,
-        eos_tokens=[close],
-    )
-    roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.ROLLOUT)
-    cluster = rl_cluster.RLCluster(
-        actor=model,
-        tokenizer=tunix_model.Numbers(),
-        cluster_config=rl_cluster.ClusterConfig(
-            role_to_mesh=dict.fromkeys(roles, mesh), training_config=training, rollout_config=rollout
-        ),
-    )
+    optimizer = optax.chain(optax.masked(optax.set_to_zero(), biases), make_optimizer(job["learning_rate"]))
+    cluster = make_cluster(job, model, mesh, optimizer, positions, prompt_tokens, end=close)
     policy, made = cluster.actor_trainer.model, 0
 
     def information_gain(prompts, completions, row, **_):

@@ -17,12 +17,24 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerC
 EMA_DECAY = 0.999
 
 
-def numbers(vocab_size: int) -> PreTrainedTokenizerFast:
+def text_of(tokens: list[int]) -> str:
+    """What `numbers` reads as these tokens. Brackets: a special token is found inside other words too, 2 in 21."""
+    return " ".join(f"<{token}>" for token in tokens)
+
+
+def numbers(vocab_size: int, end: int = 2) -> PreTrainedTokenizerFast:
     """A tokenizer whose text is the token numbers themselves, so that every side reads the same tokens."""
-    vocabulary = {str(token): token for token in range(vocab_size)}
+    vocabulary = {text_of([token]): token for token in range(vocab_size)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="2", pad_token="0")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=text_of([end]), pad_token=text_of([0]))
+
+
+def texts(tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]) -> list[str]:
+    """The prompts as the trainer wants them; it must read them as these very tokens."""
+    written = [text_of(prompt) for prompt in prompts]
+    assert tokenizer(written)["input_ids"] == prompts
+    return written
 
 
 @torch.no_grad()
@@ -33,6 +45,46 @@ def next_logprob(model, sequences: list[list[int]]) -> torch.Tensor:
     return logits.log_softmax(-1).gather(-1, tokens[:, -1:])[:, 0]
 
 
+def load(job: dict):
+    """The policy and its moving average."""
+    torch.set_num_threads(job["threads"])
+    model = AutoModelForCausalLM.from_pretrained(job["directory"], dtype=torch.float32)
+    return model, copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def settings_for(job: dict, prompts: int, **more) -> trl.GRPOConfig:
+    """One optimizer step a batch of so many prompts, no KL term, no gradient checkpointing."""
+    return trl.GRPOConfig(
+        job["directory"] + "-trl",  # nothing is written
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=prompts * job["group"] // job["microbatches"],
+        gradient_accumulation_steps=job["microbatches"],
+        steps_per_generation=job["microbatches"],
+        num_generations=job["group"],
+        max_completion_length=job["new"],
+        temperature=job["temperature"],
+        beta=0.0,
+        loss_type="grpo",
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        shuffle_dataset=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        **more,
+    )
+
+
+@torch.no_grad()
+def follow(average, model) -> None:
+    """The moving average after one more step."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - EMA_DECAY)
+
+
 class OneStepATurn(TrainerCallback):
     def __init__(self, conversation, trainer, average):
         self.conversation, self.trainer, self.average = conversation, trainer, average
@@ -40,60 +92,34 @@ class OneStepATurn(TrainerCallback):
     def on_step_begin(self, *args, **kwargs):
         self.conversation.begin()
 
-    @torch.no_grad()
     def on_step_end(self, *args, **kwargs):
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.trainer.model.parameters()), 1 - EMA_DECAY)
+        follow(self.average, self.trainer.model)
         self.conversation.end(int(self.trainer._metrics["train"]["thought_tokens"][-1]))
 
 
 def main():
     conversation = Conversation()
     job = conversation.job
-    torch.set_num_threads(job["threads"])
-    model = AutoModelForCausalLM.from_pretrained(job["directory"], dtype=torch.float32)
-    average = copy.deepcopy(model).requires_grad_(False).eval()
+    model, average = load(job)
     documents, group, close = job["documents"], job["group"], job["close"]
+    asked, tokenizer = [document[:-1] + job["open"] for document in documents], numbers(model.config.vocab_size)
 
-    def information_gain(prompts, completion_ids, document, log_metric, **_):
+    def information_gain(completion_ids, document, log_metric, **_):
         thinking = [
-            [*map(int, prompt.split()), *thought, *close, documents[b][-1]]
-            for prompt, thought, b in zip(prompts, completion_ids, document, strict=True)
+            [*asked[b], *thought, *close, documents[b][-1]] for thought, b in zip(completion_ids, document, strict=True)
         ]
         log_metric("thought_tokens", sum(map(len, completion_ids)))
         baseline = next_logprob(average, [documents[b] for b in document[::group]]).repeat_interleave(group)
         return (next_logprob(model, thinking) - baseline).tolist()
 
-    rows = {
-        "prompt": [" ".join(map(str, document[:-1] + job["open"])) for document in documents],
-        "document": list(range(len(documents))),
-    }
-    settings = trl.GRPOConfig(
-        job["directory"] + "-trl",  # nothing is written
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=len(documents) * group // job["microbatches"],
-        gradient_accumulation_steps=job["microbatches"],
-        steps_per_generation=job["microbatches"],
-        num_generations=group,
-        max_completion_length=job["new"],
-        temperature=job["temperature"],
+    rows = {"prompt": texts(tokenizer, asked), "document": list(range(len(documents)))}
+    settings = settings_for(
+        job,
+        len(documents),
         generation_kwargs={"min_new_tokens": job["new"]},  # no thought ends early
-        beta=0.0,
-        loss_type="grpo",
-        learning_rate=job["learning_rate"],
-        lr_scheduler_type="constant",
-        shuffle_dataset=False,
         max_steps=1_000,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
     )
-    trainer = trl.GRPOTrainer(
-        model, information_gain, settings, Dataset.from_dict(rows), processing_class=numbers(model.config.vocab_size)
-    )
-
+    trainer = trl.GRPOTrainer(model, information_gain, settings, Dataset.from_dict(rows), processing_class=tokenizer)
     trainer.add_callback(OneStepATurn(conversation, trainer, average))
     baseline = next_logprob(average, documents).tolist()
     conversation.ready({"baseline": baseline, "torch": torch.__version__, "trl": trl.__version__})

@@ -32,42 +32,54 @@ def follow(average, model):
     nnx.update(average, jax.tree.map(lambda a, b: EMA_DECAY * a + (1 - EMA_DECAY) * b, old, new))
 
 
-def main():
-    conversation = Conversation()
-    job = conversation.job
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))
-    model, _ = tunix_model.load(job["directory"], mesh)
-    average, _ = tunix_model.load(job["directory"], mesh)
-    documents, group, new = job["documents"], job["group"], job["new"]
-    prompts = [" ".join(map(str, document[:-1] + job["open"])) for document in documents]
-    prompt_tokens, made = len(documents[0]) - 1 + len(job["open"]), 0
+def one_device() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))
+
+
+def make_optimizer(learning_rate: float) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate, b2=0.95, weight_decay=0.0))
+
+
+def make_cluster(job: dict, model, mesh, optimizer, prompts: int, prompt_tokens: int, end: int):
+    """One optimizer step a batch of so many prompts, each at most `prompt_tokens` long; `end` ends a thought."""
     training = rl_cluster.RLTrainingConfig(
-        actor_optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0), optax.adamw(job["learning_rate"], b2=0.95, weight_decay=0.0)
-        ),
+        actor_optimizer=optimizer,
         eval_every_n_steps=10_000,
         max_steps=1_000,
-        mini_batch_size=len(documents),
-        train_micro_batch_size=len(documents) // job["microbatches"],
-        rollout_micro_batch_size=len(documents),
-        compute_logps_micro_batch_size=len(documents),
+        mini_batch_size=prompts,
+        train_micro_batch_size=prompts // job["microbatches"],
+        rollout_micro_batch_size=prompts,
+        compute_logps_micro_batch_size=prompts,
     )
     rollout = RolloutConfig(
-        max_tokens_to_generate=new,
+        max_tokens_to_generate=job["new"],
         max_prompt_length=prompt_tokens,
-        kv_cache_size=prompt_tokens + new,
+        kv_cache_size=prompt_tokens + job["new"],
         temperature=job["temperature"],
         top_p=1.0,
-        eos_tokens=[tunix_model.NEVER],
+        eos_tokens=[end],
     )
     roles = (rl_cluster.Role.ACTOR, rl_cluster.Role.ROLLOUT)
-    cluster = rl_cluster.RLCluster(
+    return rl_cluster.RLCluster(
         actor=model,
         tokenizer=tunix_model.Numbers(),
         cluster_config=rl_cluster.ClusterConfig(
             role_to_mesh=dict.fromkeys(roles, mesh), training_config=training, rollout_config=rollout
         ),
     )
+
+
+def main():
+    conversation = Conversation()
+    job = conversation.job
+    mesh = one_device()
+    model, _ = tunix_model.load(job["directory"], mesh)
+    average, _ = tunix_model.load(job["directory"], mesh)
+    documents, group = job["documents"], job["group"]
+    prompts = [" ".join(map(str, document[:-1] + job["open"])) for document in documents]
+    prompt_tokens, made = len(documents[0]) - 1 + len(job["open"]), 0
+    optimizer = make_optimizer(job["learning_rate"])
+    cluster = make_cluster(job, model, mesh, optimizer, len(documents), prompt_tokens, end=tunix_model.NEVER)
     policy = cluster.actor_trainer.model
 
     def information_gain(prompts, completions, document, **_):
