@@ -122,8 +122,7 @@ class Learner:
         per_shard = B // A
         bins = min(parts, per_shard)
         fit = -(-per_shard // bins)  # this many of the longest go into a bin
-        capacity = fit * (T + K * G * packing.longest_branch(L, template, rlp.horizon))
-        capacity = -(-capacity // packing.MULTIPLE) * packing.MULTIPLE
+        capacity = packing.bin_size(fit * (T + K * G * packing.longest_branch(L, template, rlp.horizon)))
         documents = min(SPARE * fit, per_shard)
         tokens_AB = _needed_by_document(template, self.config, whole.samples).reshape(A, per_shard)
         index_APd, used_A = jax.vmap(lambda x: packing.assign(x, bins, capacity, documents))(tokens_AB)

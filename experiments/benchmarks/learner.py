@@ -21,7 +21,7 @@ from timing import finish, median_ratio, take_turns
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.presets import CONFIGS
 from rlp_jax.models.transformer import LanguageModel, ModelConfig
-from rlp_jax.rollout.packing import MULTIPLE, branch_tokens, pack, score_bins
+from rlp_jax.rollout.packing import bin_size, branch_tokens, pack, score_bins
 from rlp_jax.rollout.scoring import Thoughts
 
 TEMPLATE = TemplateTokens(plain=(), context=(), open=(1,), close=(2,))
@@ -44,7 +44,7 @@ def gradient(model, params, tokens_dT, thought_dRL, target_dRH):
     T = tokens_dT.shape[1]
     thoughts = Thoughts(thought_dRL, jnp.full((documents, R), L), jnp.zeros((documents, R), bool))
     size = documents * T + int(branch_tokens(thoughts, TEMPLATE, 1).sum())
-    capacity = -(-size // MULTIPLE) * MULTIPLE
+    capacity = bin_size(size)
     inputs = tokens_dT, jnp.full((documents, R), T), jnp.ones((documents, R), bool), thoughts, target_dRH
 
     def loss(params):

@@ -121,8 +121,9 @@ def _evaluate_batch(
     _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_BK)
     key_BKG = thought_keys(thought_key, document_B, position_BK, G)
     keep = Filter(rlp.top_k, rlp.top_p, rlp.min_p)
+    sampler = rollout_params(params, layout, model.config.compute_dtype)
     sampled = sample_thoughts(
-        model, rollout_params(params, layout, model.config.compute_dtype), cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close, key_BKG.reshape(B, K * G),
+        model, sampler, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close, key_BKG.reshape(B, K * G),
         rlp.thought_tokens, rlp.temperature, group_size=G, slots=rlp.slots or None, keep=keep,
     )  # fmt: skip
     own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)

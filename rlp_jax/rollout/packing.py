@@ -18,7 +18,7 @@ from rlp_jax.models.vocabulary import chunk_tokens, token_logprobs
 from rlp_jax.rollout.filters import KEEP_ALL, Filter
 from rlp_jax.rollout.scoring import BranchScores, Thoughts, lay_out
 
-MULTIPLE = 128  # bins are a multiple of this: a block of attention kernels
+MULTIPLE, COARSE = 8, 128  # bins are a multiple of the second (a block of attention kernels) once it costs at most 1/16
 SCORED = 512  # places whose logits are held together: also what may be scored too much at the end
 
 
@@ -46,6 +46,12 @@ def branch_tokens(thoughts: Thoughts, template: TemplateTokens, horizon: int) ->
 def longest_branch(thought_tokens: int, template: TemplateTokens, horizon: int) -> int:
     """What `branch_tokens` is at most."""
     return len(template.open) + thought_tokens + len(template.close) + horizon - 1
+
+
+def bin_size(tokens: int) -> int:
+    """Places of a bin that has to hold this many tokens."""
+    multiple = COARSE if tokens >= 16 * COARSE else MULTIPLE
+    return -(-tokens // multiple) * multiple
 
 
 def assign(tokens_B: jax.Array, bins: int, capacity: int, documents: int) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ from rlp_jax.models.cache import fork
 from rlp_jax.models.self_attention import Layout, Ranges
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.models.vocabulary import token_logprobs
-from rlp_jax.rollout.packing import MULTIPLE
+from rlp_jax.rollout.packing import COARSE
 from rlp_jax.sharding import mesh_of, over
 
 TOLERANCE = {"float32": 5e-3, "bfloat16": 0.5}  # nats a token; wrong masks or positions are off by whole nats
@@ -81,7 +81,7 @@ def check_sharing(model: LanguageModel, params: Params, tokens_T: np.ndarray) ->
 
 def _pack(document_T: np.ndarray, length_R: np.ndarray, branch_RS: np.ndarray) -> tuple[np.ndarray, Layout, np.ndarray]:
     """The learner's layout, long enough for the attention that long sequences get: tokens, layout, branches' places."""
-    C, S = 2 * MULTIPLE, branch_RS.shape[1]
+    C, S = 2 * COARSE, branch_RS.shape[1]
     tokens_C, position_C, start_C, end_C = np.zeros((4, C), np.int32)
     own_C = np.arange(C, dtype=np.int32)
     at = len(document_T)
