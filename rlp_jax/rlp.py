@@ -35,7 +35,7 @@ from rlp_jax.models.transformer import LanguageModel, Params, cast_kernels
 from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.sampling import Rollout, thought_keys
-from rlp_jax.sharding import constrain_state, document_shards, gather_for_rollout, over
+from rlp_jax.sharding import constrain_state, document_shards, over, rollout_params
 from rlp_jax.state import Purpose, TrainState
 
 
@@ -101,8 +101,7 @@ def think(
         model, params = quantise(model, params)
     elif rlp.rollout_dtype not in (None, model.config.compute_dtype):
         model, params = model.in_dtype(rlp.rollout_dtype), cast_kernels(params, rlp.rollout_dtype)
-    if config.mesh.rollout == "gathered":
-        params = gather_for_rollout(cast_kernels(params, model.config.compute_dtype))
+    params = rollout_params(params, config.mesh.rollout, model.config.compute_dtype)
     with jax.named_scope("prefill"):
         stops_BK = prefix_length(template, position_BK, 1)
         _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=stops_BK)

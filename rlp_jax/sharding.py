@@ -18,8 +18,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from rlp_jax.config import ConfigError, MeshConfig
+from rlp_jax.config import ConfigError, MeshConfig, RolloutLayout
 from rlp_jax.models.constraints import DOCUMENTS
+from rlp_jax.models.transformer import cast_kernels
 
 AXES = ("slice", "data", "fsdp", "tensor")
 
@@ -123,15 +124,18 @@ def state_shardings(abstract_state: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTre
 
 def constrain_state(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Inside a traced function: leaves named like parameters, laid out by the rules over the mesh in context."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, state_shardings(tree, mesh))
+    mesh = _mesh_in_context()
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, state_shardings(tree, mesh))
 
 
-def gather_for_rollout(params: chex.ArrayTree) -> chex.ArrayTree:
-    """Inside a traced function: parameters whole over 'fsdp', as the decode loop of `mesh.rollout` "gathered" reads
-    them; still split over 'tensor'."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+def rollout_params(params: chex.ArrayTree, layout: RolloutLayout, dtype: str) -> chex.ArrayTree:
+    """Inside a traced function: the parameters that a decode loop reads, in the layout of `mesh.rollout`.
+
+    "same": as they are. In a loop over layers each device then gathers its layer's weights over 'fsdp' for every token.
+    "gathered": they are gathered here, once, in the model's compute `dtype`, and stay split over 'tensor' alone.
+    """
+    mesh = _mesh_in_context()
+    if mesh is None or layout == "same":
         return params
 
     def gather(path, leaf):
@@ -140,7 +144,12 @@ def gather_for_rollout(params: chex.ArrayTree) -> chex.ArrayTree:
         spec = P(*(None if axis == "fsdp" else axis for axis in spec_for(name, leaf.shape, mesh)))
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree.map_with_path(gather, params)
+    return jax.tree.map_with_path(gather, cast_kernels(params, dtype))
+
+
+def _mesh_in_context() -> AbstractMesh | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if set(AXES) <= set(mesh.axis_names) else None
 
 
 def document_shards(mesh: Mesh | None) -> int:

@@ -59,7 +59,7 @@ def test_minibatches_are_measured_from_the_parameters_that_sampled(passes):
         loss, clipped, grads = slow_loss(model, params, old, old, *rest)
         params = jax.tree.map(lambda p, g: p - learning_rate * g, params, grads)
         ema = objective.ema_update(ema, params, 0.9)
-    assert abs(loss) > 1e-3
+    assert abs(loss) > 1e-4
     np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-3)
     np.testing.assert_allclose(metrics["clip_fraction"], clipped, rtol=1e-5)
     chex.assert_trees_all_close(new.params, params, rtol=1e-3, atol=1e-4)

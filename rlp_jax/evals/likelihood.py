@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlp_jax.config import Config, EvalConfig, RLPConfig
+from rlp_jax.config import Config, EvalConfig, RLPConfig, RolloutLayout
 from rlp_jax.data.positions import candidates, choose_positions
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.distributed import fetch
@@ -26,7 +26,7 @@ from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.filters import Filter
 from rlp_jax.rollout.sampling import thought_keys
-from rlp_jax.sharding import mesh_of, over
+from rlp_jax.sharding import mesh_of, over, rollout_params
 
 
 def evaluate(
@@ -63,7 +63,8 @@ def evaluate(
                 "eval.batch_documents (and eval.documents) to at least 2"
             )
         with over(mesh_of(params)):
-            out = _evaluate_batch(model, template, config.rlp, config.eval, params, ema_params, batch, key)
+            settings = config.rlp, config.eval, config.mesh.rollout
+            out = _evaluate_batch(model, template, *settings, params, ema_params, batch, key)
         out = fetch(out)
         counted = out.pop("counted_B") & (fetch(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
         rows.append({name: value[counted] for name, value in out.items()})
@@ -99,8 +100,10 @@ def interval(value_B: np.ndarray) -> list[float] | None:
 
 
 # Compiled once for all evaluations of a run.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _evaluate_batch(model, template, rlp: RLPConfig, settings: EvalConfig, params, ema_params, batch, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _evaluate_batch(
+    model, template, rlp: RLPConfig, settings: EvalConfig, layout: RolloutLayout, params, ema_params, batch, key
+):
     K, G = settings.positions, settings.group_size
     tokens_BT, document_B = batch["tokens_BT"], batch["document_B"]
     B = tokens_BT.shape[0]
@@ -119,8 +122,9 @@ def _evaluate_batch(model, template, rlp: RLPConfig, settings: EvalConfig, param
     _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_BK)
     key_BKG = thought_keys(thought_key, document_B, position_BK, G)
     keep = Filter(rlp.top_k, rlp.top_p, rlp.min_p)
+    sampler = rollout_params(params, layout, model.config.compute_dtype)
     sampled = sample_thoughts(
-        model, params, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close, key_BKG.reshape(B, K * G),
+        model, sampler, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close, key_BKG.reshape(B, K * G),
         rlp.thought_tokens, rlp.temperature, group_size=G, slots=rlp.slots or None, keep=keep,
     )  # fmt: skip
     own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)

@@ -4,18 +4,17 @@ The model knows no mesh. It says what an axis of an array holds, and this module
 `rlp_jax.sharding.over` puts there; where there is none, nothing happens. Numbers do not depend on it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 # What an array's axis holds, and the mesh axes it is split over (those that exist; all of them, if they divide it).
 DOCUMENTS = ("slice", "data", "fsdp")
 HEADS = VOCABULARY = ("tensor",)
-Axes = tuple[tuple[str, ...] | None, ...]
 
 
 def mesh_axes() -> dict[str, int]:
@@ -37,7 +36,7 @@ def spec(shape: tuple[int, ...], *axes: tuple[str, ...] | None) -> P:
     entries = []
     for size, wanted in zip(shape, axes, strict=False):
         names = tuple(name for name in wanted or () if name in sizes)
-        split = names and size % int(np.prod([sizes[name] for name in names])) == 0
+        split = names and size % math.prod(sizes[name] for name in names) == 0
         entries.append(names if split else None)
     return P(*entries)
 

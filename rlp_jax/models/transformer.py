@@ -251,7 +251,8 @@ def cast_kernels(params: Params, dtype: str) -> Params:
     """Kernels and embedding in another dtype, everything that float32 arithmetic reads (norms, decays) as it is."""
 
     def cast(path, leaf):
-        return leaf.astype(dtype) if path[-1].key in ("kernel", "embedding") else leaf
+        name = getattr(path[-1], "key", None)  # an int8 kernel's parts are attributes
+        return leaf.astype(dtype) if name in ("kernel", "embedding") else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
