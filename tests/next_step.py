@@ -1,4 +1,4 @@
-"""The step after a checkpoint on whatever devices there are, for tests that compare one number of devices with another."""
+"""The step after a checkpoint on whatever devices there are, for tests that compare numbers of devices."""
 
 import dataclasses
 
