@@ -29,6 +29,7 @@ from rlp_jax.state import TrainState
 from rlp_jax.storage import StorageError, advice, reason, retried
 
 DIRECTORY = "checkpoints"
+SLOWEST_SAVE_S = 1800
 READ_ONLY = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
 
 
@@ -74,6 +75,8 @@ class Checkpoints:
             max_to_keep=self._config.keep,
             keep_period=self._config.keep_every or None,
             enable_async_checkpointing=True,
+            # Created in the background, a directory that cannot be leaves threads that wait for it.
+            async_options=ocp.AsyncOptions(timeout_secs=SLOWEST_SAVE_S, create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
             temporary_path_class=manifest.SealedPath,
         )

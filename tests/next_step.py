@@ -35,6 +35,7 @@ def next_step(root, run_dir, mesh: MeshConfig, save: bool = False) -> dict[str, 
     key = run_key(config.seed, int(state.step))
     samples = step.sample(state.params, state.ema_params, batch, key)
     state, metrics, scores = train.in_place(step.learn, state, parts.mesh)(state, batch, samples)
+    del metrics["padding"]  # of bins, one for each device at least
     exact = {"key": jax.random.key_data(key), "batch": batch, "position": samples.position_BK}
     exact |= {"thought": samples.thought_BKGL, "length": samples.length_BKG}
     values |= named("exact", exact) | named("value", (metrics, scores.reward_BKG, samples.s_ema_BKH))

@@ -183,12 +183,15 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(root, whole):
 def test_a_run_whose_directory_vanishes_stops_and_goes_on_when_it_is_back(root, whole):
     run_dir = root / "vanished"
     vanishes = f"""
+import time
 from rlp_jax import storage
 storage.WAITS_S = (0.01, 0.01)
 write = train.RunLog.step
 def step(log, row):
     write(log, row)
     if row["step"] == 4:
+        while not os.path.isdir({str(run_dir / "checkpoints" / "2")!r}):  # a save in progress would go on beside it
+            time.sleep(0.01)
         os.rename({str(run_dir)!r}, {str(run_dir) + ".away"!r})
 train.RunLog.step = step
 """
