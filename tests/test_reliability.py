@@ -47,9 +47,9 @@ def finished_run(run_dir, steps, nudge=0.0, seconds=0.5, loss=0.25, data=3):
 def test_any_difference_is_found(kill, tmp_path):
     reference = finished_run(tmp_path / "reference", kill.STEPS)
     assert kill.differences(finished_run(tmp_path / "same", kill.STEPS, seconds=0.75), reference) == []
-    changed = {"metrics.jsonl": {"loss": 0.25000001}, "mu['kernel']": {"nudge": 1e-30}, "the place in": {"data": 4}}
-    for what, change in changed.items():
-        found = kill.differences(finished_run(tmp_path / what.replace("'", ""), kill.STEPS, **change), reference)
+    changed = {"metrics.jsonl": {"loss": 0.25000001}, "['mu']['kernel']": {"nudge": 1e-30}, "the place in": {"data": 4}}
+    for i, (what, change) in enumerate(changed.items()):
+        found = kill.differences(finished_run(tmp_path / str(i), kill.STEPS, **change), reference)
         assert found and any(what in name for name in found), (what, found)
     other = finished_run(tmp_path / "gap", kill.STEPS)
     lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -242,6 +242,9 @@ def test_a_run_directory_of_another_config_is_refused(root, whole):
         train(tiny_config(root, optimizer=cosine), run_dir)
     with pytest.raises(ConfigError, match="holds other files"):
         train(tiny_config(root), root / "model" / "..")
+    with pytest.raises(ConfigError, match=r"has \[\.\.\.\] in its name: no checkpoint could be read"):
+        train(tiny_config(root), root / "seeds[0]")
+    assert not (root / "seeds[0]").exists()
     with pytest.raises(ConfigError, match="is a file"):
         train(tiny_config(root), root / "documents.jsonl")
 
