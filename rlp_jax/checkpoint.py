@@ -29,6 +29,8 @@ from rlp_jax.state import TrainState
 from rlp_jax.storage import StorageError, advice, reason, retried
 
 DIRECTORY = "checkpoints"
+SLOWEST_SAVE_S = 1800
+STORE_ERRORS = (OSError, ValueError, RuntimeError)  # what Orbax and the stores below it raise where storage fails
 READ_ONLY = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
 
 
@@ -74,6 +76,8 @@ class Checkpoints:
             max_to_keep=self._config.keep,
             keep_period=self._config.keep_every or None,
             enable_async_checkpointing=True,
+            # Created in the background, a directory that cannot be leaves threads that wait for it.
+            async_options=ocp.AsyncOptions(timeout_secs=SLOWEST_SAVE_S, create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
             temporary_path_class=manifest.SealedPath,
         )
@@ -111,17 +115,17 @@ class Checkpoints:
 
         try:
             attempt(wait)
-        except Exception as error:  # Orbax and the stores below it raise types of their own
+        except STORE_ERRORS as error:
             if jax.process_count() > 1:  # the others have not failed and would not try again with this one
                 raise self._lost(error) from error
             self._say(f"warning: {self.directory}: {reason(error)}; saving step {step} now")
-            retried(again, self.directory / str(step), self._say, (Exception,))
+            retried(again, self.directory / str(step), self._say, STORE_ERRORS)
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises StorageError where it failed."""
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # as above
+        except STORE_ERRORS as error:
             raise self._lost(error) from error
 
     def restore(self, like: TrainState, fingerprint: str) -> tuple[TrainState, Position]:
@@ -141,7 +145,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args)
             position = Position(**restored["position"])
-        except Exception as error:  # as above
+        except Exception as error:  # Orbax raises many types here
             raise unreadable(where, error) from error
         if position.fingerprint != fingerprint:
             raise CheckpointError(f"{where} belongs to another config: choose another run directory")
@@ -169,7 +173,7 @@ class Checkpoints:
         """Forgets a save that failed."""
         try:
             self._manager.close()
-        except Exception as error:  # what is known already, or follows from it
+        except STORE_ERRORS as error:  # what is known already, or follows from it
             self._say(f"warning: {self.directory}: {reason(error)}")
         self._manager = self._open()
 

@@ -7,6 +7,7 @@ it was. 75: a process of a run in several was lost, start all of them again.
 """
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -147,6 +148,8 @@ def _train(args) -> int:
     except ProcessLost as error:
         print(f"rlp: error: {one_line(error)}", file=sys.stderr)
         return LOST
+    if not os.environ.get("RLP_DEBUG"):  # Orbax logs tracebacks of a save that failed; the run says so in a line
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         report = train(config, run_dir, team=team, profile=profile)
     except Interrupted as stopped:

@@ -66,10 +66,11 @@ def retried(
 
 
 def reason(error: Exception) -> str:
-    """An error in a few words."""
+    """An error in a few words: the operating system's own, where it is behind it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    known = next((os.strerror(code) for code in ADVICE if os.strerror(code) in str(error)), None)
+    return known or " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def advice(error: Exception) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,10 @@ def finished(config: Config, run_dir: Path) -> bool:
     Raises:
       ConfigError: the directory cannot be this run's.
     """
+    if re.search(r"\[.+\]", str(run_dir.resolve())):  # Orbax takes it for a pattern, and its saves are incomplete
+        raise ConfigError(
+            f"{run_dir.resolve()} has [...] in its name: no checkpoint could be read from it, choose another"
+        )
     if not run_dir.exists():
         return False
     if not run_dir.is_dir():

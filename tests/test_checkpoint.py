@@ -1,12 +1,25 @@
 """Orbax checkpoints: what goes in comes out, bit by bit; bad ones say so in a line."""
 
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from rlp_jax.checkpoint import CheckpointError, Checkpoints, Position, latest_step, restore_params, truncate_logs
+from rlp_jax import manifest
+from rlp_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Position,
+    latest_step,
+    restore_params,
+    set_aside,
+    steps,
+    truncate_logs,
+)
 from rlp_jax.config import CheckpointConfig, OptimizerConfig
 from rlp_jax.optimizer import make_optimizer
 from rlp_jax.state import init_state
@@ -96,13 +109,146 @@ def test_missing_foreign_and_corrupt_checkpoints(tmp_path):
         checkpoints.save(state, POSITION, wait=True)
         with pytest.raises(CheckpointError, match="belongs to another config"):
             checkpoints.restore(state, "g")
-        for path in (tmp_path / "checkpoints" / "0" / "state").rglob("*"):
-            if path.is_file():
-                path.write_bytes(b"not a checkpoint")
-        with pytest.raises(CheckpointError, match=r"checkpoints/0 cannot be read .* remove it"):
-            checkpoints.restore(state, "f")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        restore_params(tmp_path, state.params)
+
+
+def saved(run_dir, count=3, **settings):
+    """Checkpoints of steps 1 to `count`, and the state of each."""
+    state, optimizer = some_state()
+    states = {}
+    with Checkpoints(run_dir, CheckpointConfig(**{"keep": count} | settings)) as checkpoints:
+        for _ in range(count):
+            state = advance(state, optimizer)
+            states[int(state.step)] = state
+            checkpoints.save(state, POSITION)
+    return states
+
+
+def largest(directory):
+    """The checkpoint's largest file of arrays: a damage there is one of parameters."""
+    return max((directory / "state").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
+
+
+def cut(directory):
+    os.truncate(largest(directory), largest(directory).stat().st_size // 2)
+
+
+def flip(directory):
+    data = bytearray(largest(directory).read_bytes())
+    data[len(data) // 2] ^= 1
+    largest(directory).write_bytes(data)
+
+
+def half_delete(directory):
+    for path in sorted(path for path in directory.rglob("*") if path.is_file())[::2]:
+        path.unlink()
+
+
+def lose_manifest(directory):
+    (directory / "manifest.json").unlink()
+
+
+def spoil_manifest(directory):
+    (directory / "manifest.json").write_text('{"files": [1')
+
+
+def clobber_metadata(directory):
+    """Orbax's own notes, which come after the manifest; half of the checkpoint is gone too."""
+    (directory / "_CHECKPOINT_METADATA").write_bytes(b"\xff{")
+    cut(directory)
+
+
+DAMAGES = (cut, flip, half_delete, lose_manifest, spoil_manifest, clobber_metadata)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_it_used(tmp_path, damage):
+    states, said = saved(tmp_path), []
+    directory = tmp_path / "checkpoints"
+    damage(directory / "3")
+    kept = {path: path.read_bytes() for path in (directory / "3").rglob("*") if path.is_file()}
+    like = jax.tree.map(np.asarray, states[3].params)
+    params, step = restore_params(tmp_path, like, say=said.append)
+    assert step == 2 and (directory / "3").is_dir()  # reading moves nothing
+    assert_same(params["params"], states[2].params)
+    assert len(said) == 1 and f"checkpoint {directory / '3'} is damaged" in said[0]
+
+    said.clear()
+    with Checkpoints(tmp_path, CheckpointConfig(keep=3), said.append) as checkpoints:
+        restored, position = checkpoints.restore(jax.eval_shape(lambda: states[3]), "f")
+        assert_same(restored, states[2])
+        assert position == POSITION
+        assert "is damaged" in said[0] and said[1].endswith(f"moved to {directory / '3.damaged'}")
+        checkpoints.save(states[3], POSITION, wait=True)  # its place is free
+        again, _ = checkpoints.restore(jax.eval_shape(lambda: states[3]), "f")
+    assert_same(again, states[3])
+    moved = [directory / "3.damaged" / path.relative_to(directory / "3") for path in kept]
+    assert [path.read_bytes() for path in moved] == list(kept.values())
+    assert set_aside(directory / "3").name == "3.damaged.1"
+
+
+def test_every_file_of_a_checkpoint_is_covered(tmp_path):
+    """Whichever bit of whichever file flips, it is seen."""
+    saved(tmp_path, 1)
+    directory = tmp_path / "checkpoints" / "1"
+    assert manifest.fault(directory) is None
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name not in manifest.LATER]
+    assert len(files) > 5
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 16]))
+        assert manifest.fault(directory) == f"the contents of {path.relative_to(directory)} changed"
+        path.unlink()
+        assert manifest.fault(directory) == f"{path.relative_to(directory)} is missing"
+        path.write_bytes(data)
+    assert manifest.fault(directory) is None
+
+
+def test_orbaxs_own_notes_do_not_matter(tmp_path):
+    """The files that the manifest leaves out."""
+    states = saved(tmp_path, 1)
+    for name in manifest.LATER - {manifest.FILE}:
+        (tmp_path / "checkpoints" / "1" / name).write_bytes(b"\xff{")
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        assert_same(checkpoints.restore(jax.eval_shape(lambda: states[1]), "f")[0], states[1])
+    assert_same(restore_params(tmp_path, jax.tree.map(np.asarray, states[1].params))[0]["params"], states[1].params)
+
+
+def test_no_intact_checkpoint_ends_the_run_and_moves_none(tmp_path):
+    states = saved(tmp_path, 2)
+    for step in (1, 2):
+        flip(tmp_path / "checkpoints" / str(step))
+    message = r"no intact checkpoint \(2: the contents of state.* changed; 1: .*\): restore one, or remove all of them"
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints, pytest.raises(CheckpointError, match=message):
+        checkpoints.restore(states[2], "f")
+    with pytest.raises(CheckpointError, match=message):
+        restore_params(tmp_path, states[2].params)
+    assert steps(tmp_path / "checkpoints") == [2, 1]
+
+
+def test_an_intact_checkpoint_of_another_kind_is_not_moved(tmp_path):
+    states = saved(tmp_path, 2)
+    other = jax.eval_shape(lambda: states[2]._replace(opt_state={"other": jnp.ones(3)}))
+    with (
+        Checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
+        pytest.raises(CheckpointError, match=r"checkpoints/2 cannot be read .* remove it"),
+    ):
+        checkpoints.restore(other, "f")
+    assert steps(tmp_path / "checkpoints") == [2, 1]
+
+
+def test_some_are_kept_for_good(tmp_path):
+    saved(tmp_path, 7, keep=2, keep_every=3)
+    assert steps(tmp_path / "checkpoints") == [7, 6, 3]
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    states = saved(tmp_path, 1)
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", left)
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        checkpoints.save(states[1]._replace(step=jnp.int32(2)), POSITION, wait=True)
+    assert not left.exists() and steps(tmp_path / "checkpoints") == [2, 1]
 
 
 def test_logs_are_cut_at_the_recorded_byte_or_not_at_all(tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from rlp_jax.config import Config, ConfigError, DataConfig, OptimizerConfig, RLPConfig, to_json
+from rlp_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, OptimizerConfig, RLPConfig, to_json
 from rlp_jax.settings import check_devices, experiment_of, fingerprint, from_json, is_run, load_experiment, validate
 
 GOOD = Config(model="m", data=DataConfig(sources=("a.txt",)))
@@ -13,6 +13,13 @@ GOOD = Config(model="m", data=DataConfig(sources=("a.txt",)))
 
 def test_the_papers_defaults_are_valid():
     validate(GOOD)
+
+
+def test_what_is_kept_for_good_must_be_saved():
+    checkpoint = CheckpointConfig(every=20, keep_every=50)
+    with pytest.raises(ConfigError, match=r"keep_every is 50: only multiples of checkpoint\.every, 20, are saved"):
+        validate(dataclasses.replace(GOOD, checkpoint=checkpoint))
+    validate(dataclasses.replace(GOOD, checkpoint=dataclasses.replace(checkpoint, keep_every=60)))
 
 
 def test_json_round_trip():
@@ -26,7 +33,7 @@ def test_json_of_something_else(text):
         from_json(text, "some/config.json")
 
 
-def test_every_field_counts_in_the_fingerprint_but_the_steps_of_a_constant_rate():
+def test_every_field_counts_in_the_fingerprint_that_decides_a_steps_numbers():
     def changed(tree):
         """The config's dict with one leaf changed, for each leaf."""
         for name, value in tree.items():
@@ -38,7 +45,9 @@ def test_every_field_counts_in_the_fingerprint_but_the_steps_of_a_constant_rate(
     trees = list(changed(dataclasses.asdict(GOOD)))
     same = [tree for tree in trees if fingerprint(from_json(json.dumps(tree), "")) == fingerprint(GOOD)]
     assert len(trees) > 40
-    assert same == [{**dataclasses.asdict(GOOD), "steps": "x"}]
+    assert [[name for name in tree if tree[name] != dataclasses.asdict(GOOD)[name]] for tree in same] == (
+        [["steps"]] + 3 * [["mesh"]] + 3 * [["checkpoint"]]
+    )
     cosine = dataclasses.replace(GOOD, optimizer=OptimizerConfig(final_learning_rate=1e-7))
     assert fingerprint(cosine) != fingerprint(dataclasses.replace(cosine, steps=7))
 
@@ -60,7 +69,7 @@ def test_the_experiments_are_valid_and_found_by_their_model():
 def test_arguments_of_an_experiment(tmp_path):
     file = tmp_path / "sizes.py"
     file.write_text(
-        "from rlp_jax.config import Config, ConfigError\n\n\n"
+        "from rlp_jax.config import CheckpointConfig, Config, ConfigError\n\n\n"
         "def config(name='a'):\n    if name == 'bad':\n        raise ConfigError('name is bad')\n"
         "    return Config(name=name)\n"
     )

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from next_step import next_step
 from rich.console import Console
 from tiny_run import compilation, hasty_compilation, tiny_config
 
+from rlp_jax import cli
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load, save_hf
 from rlp_jax.config import CheckpointConfig, ConfigError, MeshConfig, OptimizerConfig, RLPConfig
@@ -144,27 +147,72 @@ def test_killed_stopped_killed_and_resumed_is_bitwise_the_same(root, whole):
     killed = in_a_process(root, run_dir, signal_after(1, "SIGKILL"))  # before the first checkpoint: starts over
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1]
+    with only_process(run_dir):  # as while it goes on
+        assert cli.main(["report", str(run_dir)]) == 0
 
-    stopped = in_a_process(root, run_dir, signal_after(3, "SIGTERM"))
+    stopped = in_a_process(root, run_dir, signal_after(4, "SIGTERM"))  # before an evaluation, which is left for later
     assert stopped.returncode == 143, stopped.stderr[-2000:]
     assert "the same command resumes the run" in stopped.stderr and "resuming" not in stopped.stdout
-    assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1, 2, 3]
-    assert (run_dir / "checkpoints" / "3").is_dir() and not (run_dir / "summary.json").exists()
+    assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows(run_dir, "eval.jsonl")] == [0]
+    assert (run_dir / "checkpoints" / "4").is_dir() and not (run_dir / "summary.json").exists()
 
     killed = in_a_process(root, run_dir, signal_after(5, "SIGKILL"))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert "resuming" in killed.stdout and "after step 3" in killed.stdout
+    assert "resuming" in killed.stdout and "after step 4" in killed.stdout
     assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1, 2, 3, 4, 5]
-    saved = max(int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit())
-    assert saved in (3, 4)  # the save of step 4 may have been cut off, the log is ahead of it either way
 
     out = io.StringIO()
     train(tiny_config(root), run_dir, Console(file=out))
-    assert f"after step {saved}" in out.getvalue()
-    assert untimed(run_dir) == untimed(whole[0])
+    assert "after step 4" in out.getvalue()
+    assert_same_run(run_dir, whole[0])
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(root, whole):
+    run_dir, out = root / "damaged", io.StringIO()
+    shutil.copytree(whole[0], run_dir)
+    (run_dir / "summary.json").unlink()
+    file = max((run_dir / "checkpoints" / "6" / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-100])
+    train(tiny_config(root), run_dir, Console(file=out))
+    assert "checkpoints/6 is damaged" in out.getvalue() and "after step 4" in out.getvalue()
+    assert (run_dir / "checkpoints" / "6.damaged").is_dir()
+    assert_same_run(run_dir, whole[0])
+
+
+def test_a_run_whose_directory_vanishes_stops_and_goes_on_when_it_is_back(root, whole):
+    run_dir = root / "vanished"
+    vanishes = f"""
+import time
+from rlp_jax import storage
+storage.WAITS_S = (0.01, 0.01)
+write = train.RunLog.step
+def step(log, row):
+    write(log, row)
+    if row["step"] == 4:
+        while not os.path.isdir({str(run_dir / "checkpoints" / "2")!r}):  # a save in progress would go on beside it
+            time.sleep(0.01)
+        os.rename({str(run_dir)!r}, {str(run_dir) + ".away"!r})
+train.RunLog.step = step
+"""
+    done = in_a_process(root, run_dir, vanishes)
+    assert done.returncode == 74, done.stderr[-2000:]
+    said = [line for line in done.stderr.splitlines() if line.startswith("rlp: error")]
+    assert len(said) == 1 and f"{run_dir}/" in said[0], done.stderr[-2000:]
+    assert said[0].endswith(
+        "No such file or directory, 3 times: bring the directory back, then the same command goes on from the last "
+        "checkpoint"
+    )
+    os.rename(str(run_dir) + ".away", run_dir)  # nothing was written in its place
+    train(tiny_config(root), run_dir, Console(file=io.StringIO()))
+    assert_same_run(run_dir, whole[0])
+
+
+def assert_same_run(ours, theirs):
+    assert untimed(ours) == untimed(theirs)
     for name in ("eval.jsonl", "thoughts.jsonl", "summary.json", "config.json"):
-        assert (run_dir / name).read_bytes() == (whole[0] / name).read_bytes(), name
-    assert_same_arrays(run_dir, whole[0])
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert_same_arrays(ours, theirs)
 
 
 def assert_same_arrays(ours, theirs):
@@ -194,6 +242,9 @@ def test_a_run_directory_of_another_config_is_refused(root, whole):
         train(tiny_config(root, optimizer=cosine), run_dir)
     with pytest.raises(ConfigError, match="holds other files"):
         train(tiny_config(root), root / "model" / "..")
+    with pytest.raises(ConfigError, match=r"has \[\.\.\.\] in its name: no checkpoint could be read"):
+        train(tiny_config(root), root / "seeds[0]")
+    assert not (root / "seeds[0]").exists()
     with pytest.raises(ConfigError, match="is a file"):
         train(tiny_config(root), root / "documents.jsonl")
 
@@ -213,6 +264,7 @@ def test_a_run_that_diverges_stops_and_names_the_documents(root):
     save_hf(root / "broken", model, params, tokenizer)
     config = tiny_config(root, max_skipped=2, model=str(root / "broken"), checkpoint=CheckpointConfig(every=1))
     message = "2 steps in a row were not finite, the last one step 2 on documents"
+    file = root / "diverged" / "nonfinite.jsonl"
     with pytest.raises(TooManySkipped, match=message) as e:
         train(config, root / "diverged", Console(file=io.StringIO()))
     metrics = rows(root / "diverged", "metrics.jsonl")
@@ -221,7 +273,12 @@ def test_a_run_that_diverges_stops_and_names_the_documents(root):
     assert metrics[0]["loss"] is None
     assert metrics[-1]["warnings"] == ["loss, reward or gradient is not finite: the step is skipped"]
     named = str(e.value).split("documents ")[1].split(":")[0].split(", ")
-    assert len(named) == 4 and all(name.isdigit() for name in named)
+    assert len(named) == 4 and all(name.isdigit() for name in named) and str(e.value).endswith(f"documents in {file}")
+    kept = rows(root / "diverged", "nonfinite.jsonl")
+    assert [row["step"] for row in kept] == 4 * [1] + 4 * [2]
+    assert [str(row["document"]) for row in kept[4:]] == named
+    texts = [json.loads(line)["text"] for line in (root / "documents.jsonl").read_text().splitlines()]
+    assert all(row["text"] in texts and row["rewards"] == [[None, None]] for row in kept)
     assert not (root / "diverged" / "summary.json").exists()
 
 
@@ -261,6 +318,39 @@ def test_progress_survives_json():
     progress = Progress(skipped=2, warned=["stop_rate"], evaluations={"before": {"gain": 0.5}})
     progress.start = progress.start.add(3.0, 0.5)
     assert Progress.from_json(json.loads(json.dumps(dataclasses.asdict(progress)))) == progress
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_device_goes_on_on_eight_and_back(root, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole[0], run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "6")
+    one = next_step(root, run_dir, MeshConfig())
+    program = f"""
+import pathlib, sys
+sys.path.insert(0, {str(TESTS)!r})
+import numpy as np
+from next_step import next_step
+from rlp_jax.config import MeshConfig
+root, run_dir = pathlib.Path({str(root)!r}), pathlib.Path({str(run_dir)!r})
+values = next_step(root, run_dir, MeshConfig(data=2, fsdp=2, tensor=2), save=True)
+np.savez({str(tmp_path / "eight.npz")!r}, **values)
+"""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = os.environ | flags | {name: str(value) for name, value in compilation(root / "cache").items()}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    eight = dict(np.load(tmp_path / "eight.npz"))
+    assert one.keys() == eight.keys() and len(one) > 80
+    for name in one:
+        if name.startswith(("before", "exact")):  # the state as restored; prompts, positions, keys and thoughts
+            np.testing.assert_array_equal(eight[name], one[name], err_msg=name)
+        elif name.startswith("value"):  # rewards and metrics: float32 sums in another order
+            np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    back = next_step(root, run_dir, MeshConfig())
+    assert back["exact step"] == 5
+    for name in (name for name in one if name.startswith("before")):
+        np.testing.assert_array_equal(back[name], eight[name.replace("before", "after")], err_msg=name)
 
 
 @pytest.mark.slow
