@@ -262,20 +262,29 @@ def test_the_baseline_changes_rewards_and_nothing_else():
     assert relative_error(other_new.opt_state, new.opt_state) < 1e-5
 
 
-@pytest.mark.parametrize("where", ["params", "reward", "one microbatch"])
-def test_what_is_not_finite_changes_nothing_but_the_step_counter(where):
+@pytest.mark.parametrize("where", ["params", "reward", "one microbatch", "gradient"])
+def test_what_is_not_finite_changes_nothing_but_the_step_counter(where, monkeypatch):
     config = configure(microbatches=2) if where == "one microbatch" else CONFIG
     model, state, batch, samples = prepared()
     optimizer = ADAM
+    if where == "gradient":  # alone, of one leaf
+        optimizer, gradient = optax.adam(1e-2), rlp.Learner.gradient  # compiled anew
+
+        def infinite(*args):
+            grads, metrics, scores = gradient(*args)
+            return grads | {"final_norm": {"scale": grads["final_norm"]["scale"].at[0].set(jnp.inf)}}, metrics, scores
+
+        monkeypatch.setattr(rlp.Learner, "gradient", infinite)
     learn = steps(model, TEMPLATE, config, optimizer)[2]
     state = init_state(state.params, optimizer)._replace(ema_params=state.ema_params, step=jnp.int32(6))
     if where == "params":
         scale = state.params["final_norm"]["scale"].at[3].set(jnp.nan)
         state = state._replace(params=state.params | {"final_norm": {"scale": scale}})
-    else:
+    elif where != "gradient":
         samples = samples._replace(s_ema_BKH=samples.s_ema_BKH.at[3, 0, 0].set(-jnp.inf))
     new, metrics, _ = learn(state, batch, samples)
     assert metrics["finite"] == 0.0 and new.step == 7
+    assert np.isfinite(metrics["loss"]) == (where == "gradient")
     for a, b in zip(jax.tree.leaves(new._replace(step=state.step)), jax.tree.leaves(state), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
