@@ -2,8 +2,8 @@
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
 standard error and exit code 2. 1: `compile` found that a run does not fit, or any failure not listed here. 3: a
-run that diverged. 130 and 143: a run that was interrupted and saved. 74: storage kept failing, the last checkpoint is as
-it was. 75: a process of a run in several was lost, start all of them again.
+run that diverged. 130 and 143: a run that was interrupted and saved. 74: storage kept failing, the last checkpoint is
+as it was. 75: a process of a run in several was lost, start all of them again.
 """
 
 import argparse
