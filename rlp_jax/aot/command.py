@@ -42,6 +42,7 @@ def compile_for(config: Config, topology: Topology, level: str | None = None, to
         "model": config.model,
         "remat": config.remat,
         "microbatches": config.rlp.microbatches,
+        "slots": config.rlp.slots or config.rlp.positions * config.rlp.group_size,
         "optimization_level": level or "default",
         "tokens": tokens,
         "chip": dataclasses.asdict(topology.chip),
