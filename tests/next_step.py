@@ -13,7 +13,7 @@ from rlp_jax.config import MeshConfig
 from rlp_jax.distributed import Team
 from rlp_jax.optimizer import make_optimizer
 from rlp_jax.settings import fingerprint
-from rlp_jax.sharding import document_shards, place_batch
+from rlp_jax.sharding import place_batch
 from rlp_jax.state import run_key
 
 
@@ -30,7 +30,7 @@ def next_step(root, run_dir, mesh: MeshConfig, save: bool = False) -> dict[str, 
     with Checkpoints(run_dir, config.checkpoint) as checkpoints:
         state, progress = train.start_or_resume(config, run_dir, parts, optimizer, checkpoints, Team())
     values = named("before", state) | {"exact step": np.asarray(state.step)}
-    step = rlp.make_step(parts.model, optimizer, parts.tokens, config, None, document_shards(parts.mesh))
+    step = rlp.make_step(parts.model, optimizer, parts.tokens, config, mesh=parts.mesh)
     batch = place_batch(next(parts.batches), parts.mesh, config.batch_documents)
     key = run_key(config.seed, int(state.step))
     samples = step.sample(state.params, state.ema_params, batch, key)

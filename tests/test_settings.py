@@ -46,7 +46,7 @@ def test_every_field_counts_in_the_fingerprint_that_decides_a_steps_numbers():
     same = [tree for tree in trees if fingerprint(from_json(json.dumps(tree), "")) == fingerprint(GOOD)]
     assert len(trees) > 40
     assert [[name for name in tree if tree[name] != dataclasses.asdict(GOOD)[name]] for tree in same] == (
-        [["steps"]] + 3 * [["mesh"]] + 3 * [["checkpoint"]]
+        [["steps"]] + 5 * [["mesh"]] + 3 * [["checkpoint"]]
     )
     cosine = dataclasses.replace(GOOD, optimizer=OptimizerConfig(final_learning_rate=1e-7))
     assert fingerprint(cosine) != fingerprint(dataclasses.replace(cosine, steps=7))
@@ -54,9 +54,9 @@ def test_every_field_counts_in_the_fingerprint_that_decides_a_steps_numbers():
 
 def test_batches_must_divide_over_data_and_fsdp():
     config = dataclasses.replace(GOOD, batch_documents=24, rlp=RLPConfig(microbatches=2))
-    check_devices(config, (2, 3, 5))
+    check_devices(config, (1, 2, 3, 5))
     with pytest.raises(ConfigError, match="has 12 documents, not a multiple of the 8 devices"):
-        check_devices(config, (4, 2, 1))
+        check_devices(config, (2, 2, 2, 1))
 
 
 def test_the_experiments_are_valid_and_found_by_their_model():
