@@ -107,7 +107,9 @@ class Watchdog:
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
-        on_abort(f"{self._names[0]}, the coordinator, was lost" if self._process else "this process aborted")
+        # Also when a process that was killed is started again before anybody missed it, and wants to join.
+        lost = f"{self._names[0]}, the coordinator, was lost, or another process" if self._process else "a process"
+        on_abort(f"{lost} was started again: JAX says which above")
 
     def stop(self) -> None:
         self._stop.set()

@@ -52,8 +52,10 @@ def rehearse(directory: Path, processes: int, steps: int, silent: float) -> int:
     logs = [(directory / f"{killed.name}.{i}.log").read_text() for i in range(processes)]
     good &= check("a process was killed", victim is not None)
     good &= check("all finished in the end", codes == [0] * processes)
-    name = f"process {processes - 1} on {socket.gethostname()}: no sign of life"
-    good &= check(f"the others named it ({name})", all(name in log for log in logs[:-1]))
+    # Missed for too long, or back before that: then JAX notices a second process of its number.
+    missed = f"process {processes - 1} on {socket.gethostname()}: no sign of life"
+    back = f"{processes - 1} unexpectedly tried to connect with a different incarnation"
+    good &= check("process 0 named it", missed in logs[0] or back in logs[0])
     good &= check("all were started again", all("starting it again" in log for log in logs))
     good &= check("from a checkpoint", "resuming" in logs[0])
     good &= check("its metrics are those of the run left alone (relative 1e-4)", same(rows(killed), rows(whole)))
