@@ -1,12 +1,11 @@
 """The least time of an RLP step on paper: sampling against learning against communication, from 8 to 8,192 chips.
 
-    python tpu/scale.py [--check]
+    python tpu/scale.py [--write]
 
 Prints the tables of SCALE.md. Three times a phase: its operations, its bytes in HBM and its bytes over the
 interconnect, each over the chip's published peak (`rlp_jax/aot/chips.py`); the longest counts, and phases add up, as in
 `rlp compile`. Operations come from `rlp_jax/aot/workload.py`; bytes from the formulas below, times a factor that the
-compiled programs in results/ give: the median over them of what was compiled over what the formula says. `--check`
-prints these ratios one by one.
+compiled programs in results/ give: the median over them of what was compiled over what the formula says.
 
 Per chip, with N chips, X of them along 'tensor', and so `ways` = N / X shares of the documents:
 - rollout, HBM: each turn reads the weights / X, the prefixes of its documents, and the ring of each thought's keys and
@@ -37,6 +36,7 @@ from rlp_jax.rollout.engine import ring_sizes
 from rlp_jax.settings import load_experiment
 
 RESULTS = Path(__file__).parent / "results"
+PAGE, MARK = Path(__file__).parent / "SCALE.md", "## Tables"
 PAPER = {"Qwen3-1.7B": "qwen3_1_7b", "Qwen3-14B": "qwen3_14b", "Nemotron-Nano-12B-v2": "nemotron_nano_12b_v2"}
 CHIP_COUNTS = tuple(2**n for n in range(3, 14))
 TENSOR = (1, 2, 4, 8)
@@ -44,6 +44,8 @@ COMPUTE, MASTER = 2, 4  # bytes of a number while computing, and of parameters, 
 STATE = 4 * MASTER  # bytes a parameter: it, its average, two moments
 SAMPLE, LEARN = ("baseline", "prefill", "rollout"), ("gradient",)
 RESOURCES = ("flops", "hbm", "ici")
+# What the paper used 32 of, as if all were connected by NVLink: data sheet of the SXM5 model.
+H100 = Chip(989e12, 1979e12, 80e9, 3350e9, 450e9, 50e9, 8, 1, "nvidia.com/en-us/data-center/h100")
 
 
 class Shape(NamedTuple):
@@ -269,6 +271,15 @@ def by_size(name: str, generation: str, chips: int, factors: Factors) -> str:
     return table(("", *COLUMNS), rows)
 
 
+def papers_own(factors: Factors) -> str:
+    """The paper's 12.47 s a step on 32 H100 by the same formulas."""
+    config, rows = load_experiment("pod/qwen3_1_7b"), []
+    shape = shape_of(config)
+    for tokens in (512, 1024, 1536, 2048):
+        rows.append([tokens, *describe(best(config, shape, 32, H100, factors, tokens=tokens))])
+    return table(("tokens a thought", *COLUMNS), rows)
+
+
 def apart(name: str, generation: str, factors: Factors) -> str:
     """Sampling on chips of its own, a batch ahead, against all chips doing one after the other."""
     config, rows = load_experiment(f"pod/{PAPER[name]}"), []
@@ -291,21 +302,34 @@ def apart(name: str, generation: str, factors: Factors) -> str:
     return table(("chips", "in turns s", "of them sampling", "apart s", "gain"), rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compiled over formula, by entry")
-    args = parser.parse_args()
+def tables() -> dict[str, str]:
+    """What SCALE.md shows, by heading."""
     found = ratios()
     factors = factors_of(found)
     keys = list(factors)
-    print(f"compiled over formula, median of {len(found)}\n")
-    entries = (found if args.check else {}) | {"median": factors}
-    cells = ([name, *(f"{one[key]:.2f}" if key in one else "" for key in keys)] for name, one in entries.items())
-    print(table(("entry", *map(" ".join, keys)), cells))
-    for name, generation in (("Qwen3-1.7B", "v5e"), ("Qwen3-14B", "v5p"), ("Nemotron-Nano-12B-v2", "v5p")):
-        print(f"\n{name}, {generation}\n\n{by_chips(name, generation, factors)}")
-    print(f"\nQwen3-1.7B, 256 chips of v5e\n\n{by_size('Qwen3-1.7B', 'v5e', 256, factors)}")
-    print(f"\nQwen3-1.7B, v5e\n\n{apart('Qwen3-1.7B', 'v5e', factors)}")
+    entries = found | {f"median of {len(found)}": factors}
+    checks = ([name, *(f"{one[key]:.2f}" if key in one else "" for key in keys)] for name, one in entries.items())
+    runs = (("Qwen3-1.7B", "v5e"), ("Qwen3-1.7B", "v5p"), ("Qwen3-14B", "v5p"), ("Nemotron-Nano-12B-v2", "v5p"))
+    return (
+        {"Compiled over formula": table(("entry", *map(" ".join, keys)), checks)}
+        | {f"{name} on {generation}": by_chips(name, generation, factors) for name, generation in runs}
+        | {
+            "Qwen3-1.7B on 256 chips of v5e": by_size("Qwen3-1.7B", "v5e", 256, factors),
+            "Qwen3-1.7B on 32 H100, where the paper measured 12.47 s": papers_own(factors),
+            "Sampling on chips of its own, Qwen3-1.7B on v5e": apart("Qwen3-1.7B", "v5e", factors),
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into SCALE.md as well")
+    args = parser.parse_args()
+    text = "\n\n".join(f"**{heading}**\n\n{body}" for heading, body in tables().items())
+    print(text)
+    if args.write:
+        prose = PAGE.read_text().split(MARK)[0]
+        PAGE.write_text(f"{prose}{MARK}\n\n{text}\n")
 
 
 if __name__ == "__main__":
