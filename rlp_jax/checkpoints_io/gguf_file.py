@@ -16,6 +16,7 @@ import numpy as np
 from rlp_jax.checkpoints_io.hf_config import checked
 from rlp_jax.checkpoints_io.leaves import HOST, Target
 from rlp_jax.checkpoints_io.names import CheckpointError, Params, assemble, check
+from rlp_jax.checkpoints_io.safetensors_file import shown
 from rlp_jax.checkpoints_io.tables import STRUCTURE
 from rlp_jax.models.layers import RopeScaling, rope_divisors
 from rlp_jax.models.transformer import ModelConfig
@@ -131,7 +132,7 @@ def _rope_scaling(
     if kind == "linear":
         return RopeScaling("linear", _short(field("rope.scaling.factor")))
     if kind != "none":
-        raise CheckpointError(f"{source}: rope scaling {kind!r} is not supported; supported: linear, llama3")
+        raise CheckpointError(f"{source}: rope scaling {shown(repr(kind))} is not supported; supported: linear, llama3")
     if _ROPE_DIVISORS not in tensors:
         return None
     divisors = np.asarray(tensors[_ROPE_DIVISORS].data, np.float32)

@@ -124,14 +124,16 @@ def _scaling(rope: dict[str, Any], fields: dict[str, Any], source: str) -> RopeS
     if kind == "default":
         return None
     if kind not in _ROPE_FIELDS:
-        raise CheckpointError(f"{source}: rope scaling {kind!r} is not supported; supported: {', '.join(_ROPE_FIELDS)}")
+        supported = ", ".join(_ROPE_FIELDS)
+        raise CheckpointError(f"{source}: rope scaling {shown(repr(kind))} is not supported; supported: {supported}")
     values = {ours: rope.get(theirs) for ours, theirs in _ROPE_FIELDS[kind].items()}
     if kind == "llama3" and values["original_positions"] is None:
         values["original_positions"] = fields.get("max_position_embeddings")
     for ours, theirs in _ROPE_FIELDS[kind].items():
         value = values[ours]
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise CheckpointError(f"{source}: rope scaling {kind!r} has {theirs} {value!r}, expected a positive number")
+            said = f"rope scaling {kind!r} has {theirs} {shown(repr(value))}"
+            raise CheckpointError(f"{source}: {said}, expected a positive number")
     scaling = RopeScaling(kind, **{ours: float(value) for ours, value in values.items()})
     if not scaling.low_frequency_factor < scaling.high_frequency_factor:
         raise CheckpointError(f"{source}: rope scaling {kind!r}: low_freq_factor is not below high_freq_factor")
