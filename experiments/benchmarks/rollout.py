@@ -140,7 +140,7 @@ def compare(workload: Workload, names: list[str], rounds: int, slots: int | None
                 raise RuntimeError(f"{name} continues with {peer.facts['next']}, ours with {expected}")
             result[f"{name}_facts"] = {key: value for key, value in peer.facts.items() if key != "next"}
             candidates[name] = peer.go
-        seconds = take_turns(candidates, rounds)
+        seconds = take_turns(candidates, rounds, gone=result)
     for name, times in seconds.items():
         result[f"{name}_tokens_per_s"] = round(int(lengths_BG.sum()) / float(np.median(times)), 1)
     return result | against_ours(seconds)

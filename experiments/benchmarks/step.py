@@ -72,7 +72,7 @@ def compare(args, names: list[str]) -> dict:
             np.testing.assert_allclose(peer.facts.pop("baseline"), ours.facts["baseline"], rtol=1e-3, err_msg=name)
             result[f"{name}_facts"] = peer.facts
             candidates[name] = turn(name, peer)
-        seconds = take_turns(candidates, args.rounds)
+        seconds = take_turns(candidates, args.rounds, gone=result)
     for name, times in seconds.items():
         result[f"{name}_seconds"] = round(float(np.median(times)), 2)
         result[f"{name}_peak_MB"] = round(answers[name]["peak_bytes"] / 1e6)

@@ -5,17 +5,30 @@ import statistics
 import time
 from collections.abc import Callable
 
+from peers.environments import Missing
 
-def take_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after one call of each that does not count (compilation)."""
-    for call in candidates.values():
-        call()
+
+def take_turns(
+    candidates: dict[str, Callable[[], object]], rounds: int, gone: dict[str, str] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round, after one call of each that does not count (compilation).
+
+    With `gone`, a peer that ends takes no further turns, is not in the result, and `gone` says why.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, call in candidates.items():
+    for turn in range(rounds + 1):
+        for name in list(seconds):
             start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            try:
+                candidates[name]()
+            except Missing as missing:
+                if gone is None or name == "ours":
+                    raise
+                gone[f"{name}_missing"] = str(missing)
+                del seconds[name]
+                continue
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

@@ -82,3 +82,9 @@ def test_operations_and_decoding_are_what_the_compiler_says(scale):
         for phase in ("baseline", "prefill", "rollout", "gradient"):
             assert 0.95 < ratios[phase, "flops"] < 1.15, (name, phase)
         assert 0.8 < ratios["rollout", "hbm"] < 1.6, name
+
+
+def test_the_page_shows_what_the_script_prints(scale):
+    page = scale.PAGE.read_text()
+    for heading, table in scale.tables().items():
+        assert f"**{heading}**\n\n{table}\n" in page, heading

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import tempfile
 
@@ -50,6 +51,8 @@ class Peer(contextlib.AbstractContextManager):
         self.process.wait()
         self.log.seek(0)
         said = [text.strip() for text in self.log.read().splitlines() if text.strip()]
+        if self.process.returncode == -signal.SIGKILL:
+            raise Missing(f"{self.script} was killed, as the system does when memory runs out")
         raise Missing(f"{self.script} ended with code {self.process.returncode}: {(said or ['no message'])[-1]}")
 
     def close(self) -> None:
