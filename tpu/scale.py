@@ -50,8 +50,8 @@ H100 = Chip(989e12, 1979e12, 80e9, 3350e9, 450e9, 50e9, 8, 1, "nvidia.com/en-us/
 
 class Shape(NamedTuple):
     """What counts of a model: `layers` are the weights of all products but the head's, `sampled` bytes of one while
-    decoding, `cached` bytes of keys and values a token, `state` bytes of recurrent state a sequence, `widths` numbers
-    that all layers write for a token."""
+    decoding, `cached` bytes of keys and values a token, `state` bytes of recurrent state a sequence. Numbers that all
+    layers write for a token: `residual` of them whole on every chip of 'tensor', `widths` split over them."""
 
     config: object
     params: object
@@ -60,6 +60,7 @@ class Shape(NamedTuple):
     sampled: int
     cached: int
     state: int
+    residual: int
     widths: int
 
 
@@ -75,7 +76,7 @@ def shape_of(config: Config) -> Shape:
     attending = cfg.n_layers if hybrid is None else hybrid.pattern.count("*")
     mixing = 0 if hybrid is None else hybrid.pattern.count("M")
     heads = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim
-    widths = cfg.n_layers * 4 * cfg.d_model + attending * 2 * heads
+    residual, widths = cfg.n_layers * 4 * cfg.d_model, attending * 2 * heads
     if hybrid is None:
         widths += cfg.n_layers * 3 * cfg.d_ff
     else:
@@ -83,7 +84,7 @@ def shape_of(config: Config) -> Shape:
     return Shape(
         cfg, params, layers, cfg.d_model * cfg.vocab_size, COMPUTE,
         2 * attending * cfg.n_kv_heads * cfg.head_dim * COMPUTE,
-        0 if hybrid is None else mixing * hybrid.width * hybrid.state_size * MASTER, widths,
+        0 if hybrid is None else mixing * hybrid.width * hybrid.state_size * MASTER, residual, widths,
     )  # fmt: skip
 
 
@@ -126,7 +127,9 @@ def costs(config: Config, shape: Shape, layout: Layout, tokens: int) -> dict[str
     learnt = documents * (T + G * (tokens + len(template.open) + len(template.close) + rlp.horizon))
     scored = documents * G * (tokens + rlp.horizon)
     passes = layout.microbatches
-    activations = 4 * learnt * shape.widths * COMPUTE / X + 4 * scored * shape.config.vocab_size * MASTER / X
+    activations = (
+        4 * learnt * (shape.residual + shape.widths / X) * COMPUTE + 4 * scored * shape.config.vocab_size * MASTER / X
+    )
     gradient = activations + passes * 4 * weights
 
     def sums(count, per_layer):  # all-reduces of activations along 'tensor'

@@ -44,21 +44,20 @@ def mesh(chips: int, tensor: int = 1, documents: int = 512) -> tuple[str, ...]:
 
 
 QWEN, QWEN_14B, NEMOTRON = "qwen3_1_7b", "qwen3_14b", "nemotron_nano_12b_v2"
-# Fewer slots than thoughts where a chip's memory does not hold the keys and values of all at once. As many chips along
-# 'tensor' as there are key heads: decoding is bound by what it reads, and each of them then reads an eighth of the
-# weights for eight times the thoughts (scale.py).
+# Fewer slots than thoughts where a chip's memory does not hold the keys and values of all at once; a tensor axis where
+# it does not hold all weights.
 ENTRIES = (
-    Entry(QWEN, "v5e:8x8", settings=(*mesh(64, tensor=8), "rlp.slots=4")),
-    Entry(QWEN, "v5e:16x16", settings=mesh(256, tensor=8)),
-    Entry(QWEN, "v5p:4x4x4", settings=mesh(64, tensor=8)),
-    Entry(QWEN, "v6e:8x8", settings=(*mesh(64, tensor=8), "rlp.slots=8")),
-    Entry(QWEN, "v5e:16x16", slices=2, settings=mesh(512, tensor=8)),
-    Entry(QWEN_14B, "v5p:4x4x4", settings=(*mesh(64, tensor=8), "rlp.slots=8")),
-    Entry(QWEN_14B, "v5p:4x8x8", settings=mesh(256, tensor=8)),
-    Entry(QWEN_14B, "v6e:16x16", settings=mesh(256, tensor=8)),
-    Entry(NEMOTRON, "v5p:4x4x4", settings=mesh(64, tensor=8)),
-    Entry(NEMOTRON, "v5p:4x8x8", settings=mesh(256, tensor=8)),
-    Entry(NEMOTRON, "v6e:16x16", settings=mesh(256, tensor=8)),
+    Entry(QWEN, "v5e:8x8", settings=(*mesh(64), "rlp.slots=4")),
+    Entry(QWEN, "v5e:16x16", settings=mesh(256)),
+    Entry(QWEN, "v5p:4x4x4", settings=mesh(64)),
+    Entry(QWEN, "v6e:8x8", settings=(*mesh(64), "rlp.slots=8")),
+    Entry(QWEN, "v5e:16x16", slices=2, settings=mesh(512)),
+    Entry(QWEN_14B, "v5p:4x4x4", settings=(*mesh(64), "rlp.slots=8")),
+    Entry(QWEN_14B, "v5p:4x8x8", settings=mesh(256)),
+    Entry(QWEN_14B, "v6e:16x16", settings=mesh(256, tensor=4)),
+    Entry(NEMOTRON, "v5p:4x4x4", settings=mesh(64)),
+    Entry(NEMOTRON, "v5p:4x8x8", settings=mesh(256)),
+    Entry(NEMOTRON, "v6e:16x16", settings=mesh(256, tensor=4)),
 )
 
 
