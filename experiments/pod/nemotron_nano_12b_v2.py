@@ -4,18 +4,13 @@
 checkpoint's directory and documents: `rlp train pod/nemotron_nano_12b_v2 --set model=PATH --set data.sources=FILES`.
 """
 
-from rlp_jax.config import Config, DataConfig, MeshConfig, OptimizerConfig, RLPConfig
+import dataclasses
+
+from rlp_jax.config import Config
+from rlp_jax.settings import load_experiment
 
 
 def config() -> Config:
-    return Config(
-        name="nemotron-nano-12b-v2",
-        model="nemotron-nano-12b-v2",
-        batch_documents=512,
-        compute_dtype="bfloat16",
-        remat="layer",
-        rlp=RLPConfig(group_size=16, thought_tokens=2048, temperature=0.7, ema_decay=0.999, microbatches=2),
-        optimizer=OptimizerConfig(learning_rate=1e-6),
-        data=DataConfig(sources=("documents.jsonl",), document_tokens=2048),
-        mesh=MeshConfig(data=1, fsdp=-1, rollout="gathered"),
+    return dataclasses.replace(
+        load_experiment("pod/qwen3_1_7b"), name="nemotron-nano-12b-v2", model="nemotron-nano-12b-v2"
     )

@@ -15,7 +15,7 @@ import tunix_model
 from flax import nnx
 from protocol import Conversation
 from safetensors.numpy import load_file, save_file
-from step_tunix import follow, make_cluster, make_optimizer, one_device
+from step_tunix import follow, load, make_cluster, make_optimizer
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 
 
@@ -70,9 +70,7 @@ def biases(params):
 def main():
     conversation = Conversation()
     job = conversation.job
-    mesh = one_device()
-    model, _ = tunix_model.load(job["directory"], mesh)
-    average, _ = tunix_model.load(job["directory"], mesh)
+    mesh, model, average = load(job)
     rows = [row for step in job["steps"] for row in step]
     positions, group, new, (close,) = len(job["steps"][0]), job["group"], job["new"], job["close"]
     prompt_tokens = max(len(row["prompt"]) for row in rows)

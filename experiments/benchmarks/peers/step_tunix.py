@@ -32,8 +32,10 @@ def follow(average, model):
     nnx.update(average, jax.tree.map(lambda a, b: EMA_DECAY * a + (1 - EMA_DECAY) * b, old, new))
 
 
-def one_device() -> jax.sharding.Mesh:
-    return jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))
+def load(job: dict):
+    """A mesh of one device, and on it the policy and its moving average."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))
+    return mesh, *(tunix_model.load(job["directory"], mesh)[0] for _ in range(2))
 
 
 def make_optimizer(learning_rate: float) -> optax.GradientTransformation:
@@ -72,9 +74,7 @@ def make_cluster(job: dict, model, mesh, optimizer, prompts: int, prompt_tokens:
 def main():
     conversation = Conversation()
     job = conversation.job
-    mesh = one_device()
-    model, _ = tunix_model.load(job["directory"], mesh)
-    average, _ = tunix_model.load(job["directory"], mesh)
+    mesh, model, average = load(job)
     documents, group = job["documents"], job["group"]
     prompts = [" ".join(map(str, document[:-1] + job["open"])) for document in documents]
     prompt_tokens, made = len(documents[0]) - 1 + len(job["open"]), 0
