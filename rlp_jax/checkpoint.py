@@ -149,7 +149,19 @@ class Checkpoints:
             raise unreadable(where, error) from error
         if position.fingerprint != fingerprint:
             raise CheckpointError(f"{where} belongs to another config: choose another run directory")
+        self._delete_surplus(step)
         return TrainState(**restored["state"]), position
+
+    def _delete_surplus(self, newest: int) -> None:
+        """Those that a run killed after its last save had not come to delete: there may be no other save to do it."""
+        every = self._config.keep_every or sys.maxsize
+        older = sorted((step for step in self._manager.all_steps() if step <= newest), reverse=True)
+        try:
+            for step in older[self._config.keep :]:
+                if step % every:
+                    self._manager.delete(step)
+        except STORE_ERRORS as error:  # it takes up space, and the run can go on
+            self._say(f"warning: {self.directory / str(step)} cannot be deleted: {reason(error)}")
 
     def _latest_intact(self) -> int:
         """Its step, the same in all processes: the first one reads and moves."""

@@ -241,6 +241,23 @@ def test_some_are_kept_for_good(tmp_path):
     assert steps(tmp_path / "checkpoints") == [7, 6, 3]
 
 
+def test_old_ones_that_a_killed_run_had_not_come_to_delete_are_deleted_when_it_resumes(tmp_path):
+    state = saved(tmp_path, 7, keep=7)[7]
+    shutil.rmtree(tmp_path / "checkpoints" / "4" / "state")  # half deleted
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2, keep_every=3)) as checkpoints:
+        restored, _ = checkpoints.restore(state, "f")
+    assert int(restored.step) == 7 and steps(tmp_path / "checkpoints") == [7, 6, 3]
+
+
+def test_no_intact_one_is_deleted_for_the_sake_of_damaged_ones(tmp_path):
+    state = saved(tmp_path, 4, keep=4)[4]
+    for step in (3, 4):
+        flip(tmp_path / "checkpoints" / str(step))
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2), lambda text: None) as checkpoints:
+        restored, _ = checkpoints.restore(state, "f")
+    assert int(restored.step) == 2 and steps(tmp_path / "checkpoints") == [2, 1]
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path):
     states = saved(tmp_path, 1)
     left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
