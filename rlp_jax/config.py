@@ -112,6 +112,7 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     rollout: RolloutLayout = "same"  # weights while sampling: "gathered" over fsdp once a batch, or as the learner's
+    rollout_tensor: int = 0  # devices along tensor while sampling, the more taken from fsdp; 0: as in the learner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ from rlp_jax.models.transformer import LanguageModel, Params, cast_kernels
 from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.sampling import Rollout, thought_keys
-from rlp_jax.sharding import constrain_state, document_shards, over, rollout_params
+from rlp_jax.sharding import constrain_state, document_shards, in_rollout_layout, over
 from rlp_jax.state import Purpose, TrainState
 
 
@@ -101,16 +101,20 @@ def think(
         model, params = quantise(model, params)
     elif rlp.rollout_dtype not in (None, model.config.compute_dtype):
         model, params = model.in_dtype(rlp.rollout_dtype), cast_kernels(params, rlp.rollout_dtype)
-    params = rollout_params(params, config.mesh.rollout, model.config.compute_dtype)
     with jax.named_scope("prefill"):
         stops_BK = prefix_length(template, position_BK, 1)
         _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=stops_BK)
-    return sample_thoughts(
-        model, params, cache, prefix_length(template, position_BK, group_size), template.open, template.close,
-        merge_groups(key_BKG), rlp.thought_tokens, rlp.temperature, group_size=group_size, slots=rlp.slots or None,
-        keep=token_filter(config),
-        target_BRH=None if target_BKH is None else jnp.repeat(target_BKH, group_size, 1),
-    )  # fmt: skip
+
+    def sample(params, cache, prefix_BR, key_BR, target_BRH):
+        return sample_thoughts(
+            model, params, cache, prefix_BR, template.open, template.close, key_BR, rlp.thought_tokens, rlp.temperature,
+            group_size=group_size, slots=rlp.slots or None, keep=token_filter(config), target_BRH=target_BRH,
+        )  # fmt: skip
+
+    prefix_BR = prefix_length(template, position_BK, group_size)
+    target_BRH = None if target_BKH is None else jnp.repeat(target_BKH, group_size, 1)
+    rows = prefix_BR, merge_groups(key_BKG), target_BRH
+    return in_rollout_layout(config.mesh, model.config.compute_dtype, sample, params, cache, *rows)
 
 
 def learn(

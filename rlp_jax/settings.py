@@ -321,6 +321,11 @@ def validate(config: Config) -> None:
     if evaluation.batch_documents < 2 or evaluation.documents < 2:
         name = "eval.batch_documents" if evaluation.batch_documents < 2 else "eval.documents"
         raise ConfigError(f"{name} is 1: the shuffled control needs the thought of another document, so at least 2")
+    if config.mesh.rollout_tensor < 0 or (config.mesh.rollout_tensor and config.mesh.rollout != "gathered"):
+        raise ConfigError(
+            f"mesh.rollout_tensor is {config.mesh.rollout_tensor}: it is 0, or devices that sample from weights "
+            "gathered once, with mesh.rollout=gathered"
+        )
     if not config.model:
         raise ConfigError("model is empty: give a preset, a Hugging Face directory or a GGUF file")
     if not data.sources:
@@ -343,4 +348,10 @@ def check_devices(config: Config, mesh_shape: tuple[int, int, int, int]) -> None
         raise ConfigError(
             f"a microbatch has {part} documents, not a multiple of the {ways} devices along the mesh's "
             "slices, data and fsdp axes"
+        )
+    fsdp, tensor, sampling = *mesh_shape[2:], config.mesh.rollout_tensor
+    if sampling and (sampling % tensor or fsdp % (sampling // tensor)):
+        raise ConfigError(
+            f"mesh.rollout_tensor is {sampling}: with fsdp={fsdp} and tensor={tensor} it must be a multiple of "
+            f"{tensor} that divides {fsdp * tensor}"
         )

@@ -10,6 +10,8 @@ replicated along that axis. On one device there is no mesh: `place_state` and `p
 import contextlib
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -18,11 +20,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from rlp_jax.config import ConfigError, MeshConfig, RolloutLayout
-from rlp_jax.models.constraints import DOCUMENTS
+from rlp_jax.config import ConfigError, MeshConfig
+from rlp_jax.models.cache import Cache
+from rlp_jax.models.constraints import DOCUMENTS, HEADS, constrain, decoding
 from rlp_jax.models.transformer import cast_kernels
 
 AXES = ("slice", "data", "fsdp", "tensor")
+ROLLOUT = "rollout"  # a part of 'fsdp' where `mesh.rollout_tensor` is set
 
 # The first rule whose pattern ends the leaf's path wins; the dimensions are those of ARCHITECTURE.md, layers first.
 # A Mamba mixer's in_proj gives z, x, B, C and dt side by side, so shares of its columns are not shares of heads. They
@@ -78,7 +82,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         found = len(set(map(_slice_of, devices)))
         raise ConfigError(f"mesh.slices is {slices}, the devices belong to {found} slices: set mesh.slices={found}")
     own = [mesh_utils.create_device_mesh(shape, list(group), allow_split_physical_axes=True) for group in groups]
-    return Mesh(np.stack(own), AXES)
+    grid = np.stack(own)
+    more = config.rollout_tensor // shape[-1]  # settings.check_devices: no remainder
+    if more <= 1:
+        return Mesh(grid, AXES)
+    return Mesh(grid.reshape(*grid.shape[:2], -1, more, shape[-1]), (*AXES[:-1], ROLLOUT, AXES[-1]))
 
 
 def _slice_of(device: jax.Device) -> int:
@@ -104,7 +112,11 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     rule = rule_for(path) or P()
     if len(rule) > len(shape):
         return P()
-    axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(rule, shape, strict=False)]
+    axes = []
+    for axis, size in zip(rule, shape, strict=False):
+        names = ("fsdp", ROLLOUT) if axis == "fsdp" and ROLLOUT in mesh.shape else (axis,)
+        divides = axis and size % math.prod(mesh.shape[name] for name in names) == 0
+        axes.append((names if len(names) > 1 else axis) if divides else None)
     return P(*axes)
 
 
@@ -128,21 +140,39 @@ def constrain_state(tree: chex.ArrayTree) -> chex.ArrayTree:
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, state_shardings(tree, mesh))
 
 
-def rollout_params(params: chex.ArrayTree, layout: RolloutLayout, dtype: str) -> chex.ArrayTree:
-    """Inside a traced function: the parameters that a decode loop reads, in the layout of `mesh.rollout`.
+def in_rollout_layout(
+    config: MeshConfig, dtype: str, sample: Callable, params: chex.ArrayTree, cache: Cache, *rows: chex.ArrayTree
+) -> Any:
+    """Inside a traced function: `sample(params, cache, *rows)`, with arrays laid out for decoding. `rows` and what it
+    returns are trees of [B, ...].
 
-    "same": as they are. In a loop over layers each device then gathers its layer's weights over 'fsdp' for every token.
-    "gathered": they are gathered here, once, in the model's compute `dtype`, and stay split over 'tensor' alone.
+    Weights are gathered over 'fsdp' here, once, in the model's compute `dtype`, and stay split over 'tensor' alone;
+    with `mesh.rollout` "same" they stay as they are, and in a loop over layers each device gathers its layer's weights
+    for every token. `mesh.rollout_tensor` devices share a document and its heads: a learner of long sequences wants few
+    of them, since each holds all of a sequence between its layers, and decoding many, since each reads all its weights
+    for every token.
     """
     mesh = _mesh_in_context()
-    if mesh is None or layout == "same":
-        return params
+    if mesh is None:
+        return sample(params, cache, *rows)
+    with decoding():
+        if config.rollout == "gathered":
+            params = _gathered(params, dtype, mesh)
+        keys = constrain((cache.prefix_k, cache.prefix_v), None, DOCUMENTS, HEADS)
+        cache = cache._replace(prefix_k=keys[0], prefix_v=keys[1], states=constrain(cache.states, None, DOCUMENTS))
+        sampled = constrain(sample(params, cache, *constrain(rows, DOCUMENTS)), DOCUMENTS)
+    # Of constraints in a row the compiler takes the last, and would lay out the loop by it.
+    return constrain(jax.lax.optimization_barrier(sampled), DOCUMENTS)
+
+
+def _gathered(params: chex.ArrayTree, dtype: str, mesh: AbstractMesh) -> chex.ArrayTree:
+    """Parameters split over the axes of heads alone, matrices in `dtype`."""
 
     def gather(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         name = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", name)  # int8
-        spec = P(*(None if axis == "fsdp" else axis for axis in spec_for(name, leaf.shape, mesh)))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+        held = [HEADS if axis == "tensor" else None for axis in spec_for(name, leaf.shape, mesh)]
+        return constrain(leaf, *held)
 
     return jax.tree.map_with_path(gather, cast_kernels(params, dtype))
 
@@ -154,12 +184,12 @@ def _mesh_in_context() -> AbstractMesh | None:
 
 def document_shards(mesh: Mesh | None) -> int:
     """In how many runs a batch's documents are split over devices."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in DOCUMENTS)
+    return 1 if mesh is None else mesh.size // mesh.shape["tensor"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Documents are split over 'slice', 'data' and 'fsdp' together; 'tensor' sees all of them."""
-    return NamedSharding(mesh, P(DOCUMENTS))
+    """Documents are split over all axes together but 'tensor', which sees all of them."""
+    return NamedSharding(mesh, P(tuple(name for name in mesh.axis_names if name in DOCUMENTS)))
 
 
 def place_state(state: chex.ArrayTree, mesh: Mesh | None) -> chex.ArrayTree:

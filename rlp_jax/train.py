@@ -136,8 +136,8 @@ def prepare(config: Config, console: Console, team: Team, fresh: bool = True) ->
       team: the processes of the run.
       fresh: whether the run starts from the model's weights rather than from a checkpoint.
     """
-    mesh = make_mesh(config.mesh)
     check_devices(config, mesh_shape(config.mesh, jax.device_count()))
+    mesh = make_mesh(config.mesh)
     model, tokenizer, read = open_model(config.model, config.compute_dtype)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=config.remat))
     tokens = template_tokens(config.template, tokenizer)

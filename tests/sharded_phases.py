@@ -38,6 +38,7 @@ MESHES = {
     "2x2x2": MeshConfig(fsdp=2, tensor=2),
     "1x2x4": MeshConfig(data=1, fsdp=2, tensor=4),
     "two slices": MeshConfig(slices=2, fsdp=2, tensor=2, rollout="gathered"),
+    "1x8x1, sampling 1x2x4": MeshConfig(data=1, fsdp=8, rollout="gathered", rollout_tensor=4),
 }
 # Sums over devices are taken in another order: float32 keeps 1e-7 of each, and a few layers and exponentials add up.
 # In a gradient large terms cancel, since advantages sum to zero: one device with its documents in twice as many parts
@@ -72,7 +73,7 @@ def run(model, mesh_config=None):
         found[f"{name} scores"], found[f"{name} metrics"] = scores._asdict(), metrics
         if mesh is not None:
             check_layout(state, samples, mesh)
-            check_documents_stay(sample.as_text(), mesh.shape["tensor"])
+            check_documents_stay(sample.as_text(), mesh_config.rollout_tensor or mesh.shape["tensor"])
     state = start()
     result = evaluate(model, state.params, state.ema_params, [batch], TEMPLATE, config, jax.random.key(5))
     return jax.tree.map(np.asarray, found | {"evaluation": result})

@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from rlp_jax.config import CheckpointConfig, Config, ConfigError, DataConfig, OptimizerConfig, RLPConfig, to_json
+from rlp_jax.config import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RLPConfig,
+    to_json,
+)
 from rlp_jax.settings import check_devices, experiment_of, fingerprint, from_json, is_run, load_experiment, validate
 
 GOOD = Config(model="m", data=DataConfig(sources=("a.txt",)))
@@ -46,7 +55,7 @@ def test_every_field_counts_in_the_fingerprint_that_decides_a_steps_numbers():
     same = [tree for tree in trees if fingerprint(from_json(json.dumps(tree), "")) == fingerprint(GOOD)]
     assert len(trees) > 40
     assert [[name for name in tree if tree[name] != dataclasses.asdict(GOOD)[name]] for tree in same] == (
-        [["steps"]] + 5 * [["mesh"]] + 3 * [["checkpoint"]]
+        [["steps"]] + 6 * [["mesh"]] + 3 * [["checkpoint"]]
     )
     cosine = dataclasses.replace(GOOD, optimizer=OptimizerConfig(final_learning_rate=1e-7))
     assert fingerprint(cosine) != fingerprint(dataclasses.replace(cosine, steps=7))
@@ -57,6 +66,18 @@ def test_batches_must_divide_over_data_and_fsdp():
     check_devices(config, (1, 2, 3, 5))
     with pytest.raises(ConfigError, match="has 12 documents, not a multiple of the 8 devices"):
         check_devices(config, (2, 2, 2, 1))
+
+
+def test_sampling_takes_devices_from_those_of_the_learner():
+    mesh = MeshConfig(rollout="gathered", rollout_tensor=4)
+    config = dataclasses.replace(GOOD, batch_documents=8, rlp=RLPConfig(), mesh=mesh)
+    validate(config)
+    check_devices(config, (1, 1, 4, 2))
+    for shape in ((1, 1, 3, 2), (1, 1, 1, 8)):
+        with pytest.raises(ConfigError, match=rf"rollout_tensor is 4: with fsdp={shape[2]} and tensor={shape[3]}"):
+            check_devices(dataclasses.replace(config, batch_documents=3), shape)
+    with pytest.raises(ConfigError, match=r"rollout_tensor is 4: it is 0, or devices that sample .* mesh.rollout=gath"):
+        validate(dataclasses.replace(config, mesh=dataclasses.replace(mesh, rollout="same")))
 
 
 def test_the_experiments_are_valid_and_found_by_their_model():

@@ -7,7 +7,8 @@ interconnect, each over the chip's published peak (`rlp_jax/aot/chips.py`); the 
 `rlp compile`. Operations come from `rlp_jax/aot/workload.py`; bytes from the formulas below, times a factor that the
 compiled programs in results/ give: the median over them of what was compiled over what the formula says.
 
-Per chip, with N chips, X of them along 'tensor', and so `ways` = N / X shares of the documents:
+Per chip, with N chips, X of them along 'tensor' (while sampling `mesh.rollout_tensor`), and so `ways` = N / X shares of
+the documents:
 - rollout, HBM: each turn reads the weights / X, the prefixes of its documents, and the ring of each thought's keys and
   values; a slot count below G makes more rounds of turns.
 - gradient, HBM: activations of every token and layer (four passes with remat), logits of what is scored, weights.
@@ -89,9 +90,13 @@ def shape_of(config: Config) -> Shape:
 
 
 class Layout(NamedTuple):
+    """Chips along 'tensor' while whole sequences are read, and while `sampling`; slots: thoughts of a document at a
+    time."""
+
     chips: int
     tensor: int
-    slots: int  # thoughts of a document at a time
+    sampling: int
+    slots: int
     microbatches: int
 
 
@@ -106,24 +111,33 @@ def ring_reads(tokens: int, limit: int) -> int:
 
 def costs(config: Config, shape: Shape, layout: Layout, tokens: int) -> dict[str, dict[str, float]]:
     """Operations and bytes of a chip by phase, by the formulas alone."""
-    rlp, T, X = config.rlp, config.data.document_tokens, layout.tensor
-    ways = layout.chips / X
-    documents = max(1.0, config.batch_documents / ways)  # of a chip; below one a chip would have nothing to do
+    rlp, T, template = config.rlp, config.data.document_tokens, template_of(config.template, None)
     G, rounds = rlp.positions * rlp.group_size, math.ceil(rlp.positions * rlp.group_size / layout.slots)
-    weights = (shape.layers + shape.head) * COMPUTE / X
-    share = (ways - 1) / ways
-    template = template_of(config.template, None)
     needed = needed_flops(shape.config, shape.params, template, config, tokens)
-    busy = min(layout.chips, config.batch_documents * X)
-    flops = {name: count / busy for name, count in needed.items()}
+    sharing = dict.fromkeys(needed, layout.tensor) | {"rollout": layout.sampling}
+    flops = {name: count / min(layout.chips, config.batch_documents * sharing[name]) for name, count in needed.items()}
 
-    turns = rounds * tokens
+    def shares(X):  # of documents and of weights a chip; below one document it would have nothing to do
+        return max(1.0, config.batch_documents * X / layout.chips), (shape.layers + shape.head) * COMPUTE / X
+
+    def sums(X, count, per_layer):  # all-reduces of activations along 'tensor'
+        sent = 2 * (X - 1) / X * count * shape.config.d_model * COMPUTE
+        return per_layer * shape.config.n_layers * sent if X > 1 else 0.0
+
+    def others(X):  # the share of an array cut over `ways` that a chip does not have
+        return 1 - X / layout.chips
+
+    X, turns = layout.sampling, rounds * tokens
+    documents, weights = shares(X)
     own = documents * G * ring_reads(tokens, rlp.thought_tokens) * shape.cached / X
     prefixes = documents * T * shape.cached / X * turns
     states = documents * G * tokens * 2 * shape.state / X
     drawn = documents * G * tokens * 2 * shape.config.vocab_size * MASTER / X
     rollout = turns * weights * shape.sampled / COMPUTE + own + prefixes + states + drawn
+    rollout_ici = others(X) * weights + sums(X, documents * G * tokens, 2)
 
+    X = layout.tensor
+    documents, weights = shares(X)
     learnt = documents * (T + G * (tokens + len(template.open) + len(template.close) + rlp.horizon))
     scored = documents * G * (tokens + rlp.horizon)
     passes = layout.microbatches
@@ -132,28 +146,24 @@ def costs(config: Config, shape: Shape, layout: Layout, tokens: int) -> dict[str
     )
     gradient = activations + passes * 4 * weights
 
-    def sums(count, per_layer):  # all-reduces of activations along 'tensor'
-        sent = 2 * (X - 1) / X * count * shape.config.d_model * COMPUTE
-        return per_layer * shape.config.n_layers * sent if X > 1 else 0.0
-
-    once = share * weights
+    once = others(X) * weights
     hbm = {"baseline": 2 * weights, "prefill": 2 * weights, "rollout": rollout, "gradient": gradient}
-    ici = dict.fromkeys(("baseline", "prefill"), once + sums(documents * T, 2)) | {
-        "rollout": once + sums(documents * G * tokens, 2),
-        "gradient": passes * 4 * once + sums(learnt, 6),
+    ici = dict.fromkeys(("baseline", "prefill"), once + sums(X, documents * T, 2)) | {
+        "rollout": rollout_ici,
+        "gradient": passes * 4 * once + sums(X, learnt, 6),
     }
     return {name: {"flops": flops[name], "hbm": hbm[name], "ici": ici[name]} for name in hbm}
 
 
 def memory(config: Config, shape: Shape, layout: Layout) -> float:
     """Bytes of a chip while sampling: state, gathered weights, keys and values of prefixes and of the slots."""
-    ways = layout.chips / layout.tensor
-    documents = max(1.0, config.batch_documents / ways)
+    documents = max(1.0, config.batch_documents * layout.sampling / layout.chips)
     parameters = shape.layers + 2 * shape.head
-    rings = documents * layout.slots * 1.5 * config.rlp.thought_tokens * shape.cached  # the last two rings at once
+    columns = sum(ring_sizes(config.rlp.thought_tokens)[-2:])  # one ring is copied into the next
+    rings = documents * layout.slots * columns * shape.cached
     states = documents * layout.slots * 2 * shape.state
-    kept = (rings + states + documents * config.data.document_tokens * shape.cached) / layout.tensor
-    return STATE * parameters / layout.chips + COMPUTE * (shape.layers + shape.head) / layout.tensor + kept
+    kept = (rings + states + documents * config.data.document_tokens * shape.cached) / layout.sampling
+    return STATE * parameters / layout.chips + COMPUTE * (shape.layers + shape.head) / layout.sampling + kept
 
 
 Factors = dict[tuple[str, str], float]
@@ -169,14 +179,15 @@ def step(config: Config, shape: Shape, layout: Layout, chip: Chip, tokens: int, 
 
 
 def layouts(config: Config, shape: Shape, chips: int, chip: Chip):
-    """Those that fit: a power of two along 'tensor' and the most slots for which memory suffices."""
+    """Those that fit: powers of two along 'tensor' and the most slots for which memory suffices. Whole sequences are
+    read with one document a chip at least, while there are enough of them."""
     G = config.rlp.positions * config.rlp.group_size
-    for tensor in TENSOR:
-        if tensor > chips or shape.config.n_kv_heads % tensor:
-            continue
-        microbatches = max(1, config.batch_documents * tensor // chips)
+    possible = [tensor for tensor in TENSOR if tensor <= chips and shape.config.n_kv_heads % tensor == 0]
+    tensor = next((size for size in possible if chips // size <= config.batch_documents), possible[-1])
+    microbatches = max(1, config.batch_documents * tensor // chips)
+    for sampling in (size for size in possible if size >= tensor):
         for slots in (G // 2**n for n in range(int(math.log2(G)) + 1)):
-            layout = Layout(chips, tensor, slots, microbatches)
+            layout = Layout(chips, tensor, sampling, slots, microbatches)
             if memory(config, shape, layout) < 0.9 * chip.hbm_bytes:
                 yield layout
                 break
@@ -199,8 +210,8 @@ def ratios() -> dict[str, dict[tuple[str, str], float]]:
         result = json.loads(path.read_text())
         if result["phases"] and result["slices"] == 1:
             config = load_experiment(f"pod/{names[result['model']]}")
-            G = config.rlp.positions * config.rlp.group_size
-            layout = Layout(result["chips"], result["mesh"]["tensor"], result.get("slots") or G, result["microbatches"])
+            tensor, sampling = result["mesh"]["tensor"], result["rollout_tensor"]
+            layout = Layout(result["chips"], tensor, sampling, result["slots"], result["microbatches"])
             rlp = dataclasses.replace(config.rlp, microbatches=result["microbatches"])
             formula = costs(dataclasses.replace(config, rlp=rlp), shape_of(config), layout, result["tokens"])
             keys = {"flops": "flops", "hbm": "hbm_bytes", "ici": "ici_bytes"}
@@ -234,10 +245,10 @@ def describe(found) -> list:
     layout, seconds = found
     total, rollout, gradient = sum(seconds.values()), seconds["rollout"], seconds["gradient"]
     rest = total - rollout - gradient
-    return [layout.tensor, layout.slots, f"{rollout:.2f}", f"{rest:.2f}", f"{gradient:.2f}", f"{total:.2f}"]
+    return [*layout[1:4], *(f"{part:.2f}" for part in (rollout, rest, gradient, total))]
 
 
-COLUMNS = ("tensor", "slots", "rollout s", "baseline, prefill s", "gradient s", "step s")
+COLUMNS = ("tensor", "sampling", "slots", "rollout s", "baseline, prefill s", "gradient s", "step s")
 
 
 def by_chips(name: str, generation: str, factors: Factors) -> str:

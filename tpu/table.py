@@ -37,27 +37,25 @@ class Entry:
         return [sys.executable, "-m", "rlp_jax", "compile", f"pod/{self.experiment}", *options]
 
 
-def mesh(chips: int, tensor: int = 1, documents: int = 512) -> tuple[str, ...]:
-    """Settings of a mesh on which a chip has one document of each microbatch."""
-    ways = chips // tensor
-    return f"mesh.tensor={tensor}", f"rlp.microbatches={max(1, documents // ways)}"
+def parts(chips: int, documents: int = 512) -> tuple[str, ...]:
+    """Settings with which a chip has one document of each microbatch."""
+    return (f"rlp.microbatches={max(1, documents // chips)}",)
 
 
 QWEN, QWEN_14B, NEMOTRON = "qwen3_1_7b", "qwen3_14b", "nemotron_nano_12b_v2"
-# Fewer slots than thoughts where a chip's memory does not hold the keys and values of all at once; a tensor axis where
-# it does not hold all weights.
+# Fewer slots than thoughts where a chip's memory does not hold the keys and values of all at once.
 ENTRIES = (
-    Entry(QWEN, "v5e:8x8", settings=(*mesh(64), "rlp.slots=4")),
-    Entry(QWEN, "v5e:16x16", settings=mesh(256)),
-    Entry(QWEN, "v5p:4x4x4", settings=mesh(64)),
-    Entry(QWEN, "v6e:8x8", settings=(*mesh(64), "rlp.slots=8")),
-    Entry(QWEN, "v5e:16x16", slices=2, settings=mesh(512)),
-    Entry(QWEN_14B, "v5p:4x4x4", settings=(*mesh(64), "rlp.slots=8")),
-    Entry(QWEN_14B, "v5p:4x8x8", settings=mesh(256)),
-    Entry(QWEN_14B, "v6e:16x16", settings=mesh(256, tensor=4)),
-    Entry(NEMOTRON, "v5p:4x4x4", settings=mesh(64)),
-    Entry(NEMOTRON, "v5p:4x8x8", settings=mesh(256)),
-    Entry(NEMOTRON, "v6e:16x16", settings=mesh(256, tensor=4)),
+    Entry(QWEN, "v5e:8x8", settings=(*parts(64), "rlp.slots=4")),
+    Entry(QWEN, "v5e:16x16", settings=parts(256)),
+    Entry(QWEN, "v5p:4x4x4", settings=parts(64)),
+    Entry(QWEN, "v6e:8x8", settings=(*parts(64), "rlp.slots=8")),
+    Entry(QWEN, "v5e:16x16", slices=2, settings=parts(512)),
+    Entry(QWEN_14B, "v5p:4x4x4", settings=(*parts(64), "rlp.slots=8")),
+    Entry(QWEN_14B, "v5p:4x8x8", settings=parts(256)),
+    Entry(QWEN_14B, "v6e:16x16", settings=parts(256)),
+    Entry(NEMOTRON, "v5p:4x4x4", settings=parts(64)),
+    Entry(NEMOTRON, "v5p:4x8x8", settings=parts(256)),
+    Entry(NEMOTRON, "v6e:16x16", settings=parts(256)),
 )
 
 

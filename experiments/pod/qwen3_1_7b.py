@@ -17,5 +17,5 @@ def config() -> Config:
         rlp=RLPConfig(group_size=16, thought_tokens=2048, temperature=0.7, ema_decay=0.999, microbatches=2),
         optimizer=OptimizerConfig(learning_rate=1e-6),
         data=DataConfig(sources=("documents.jsonl",), document_tokens=2048),
-        mesh=MeshConfig(data=1, fsdp=-1, rollout="gathered"),
+        mesh=MeshConfig(data=1, fsdp=-1, rollout="gathered", rollout_tensor=8),
     )

@@ -6,8 +6,9 @@ from typing import Any
 
 from rlp_jax.aot.chips import Topology
 from rlp_jax.aot.programs import Abstract, TooLarge, abstract_run, compile_step
-from rlp_jax.aot.roofline import advice, largest_arrays, largest_collectives, memory_of, phases_of
+from rlp_jax.aot.roofline import advice, largest_arrays, largest_collectives, largest_traffic, memory_of, phases_of
 from rlp_jax.config import Config, ConfigError, MeshConfig
+from rlp_jax.sharding import ROLLOUT
 
 GIB, TERA, GIGA = 2**30, 1e12, 1e9
 TENSOR, DATA = (1, 2, 4, 8), (1, 2, 4, 8, 16)  # sizes that a search tries
@@ -39,6 +40,7 @@ def compile_for(config: Config, topology: Topology, level: str | None = None, to
         "slices": topology.slices,
         "chips": topology.chips,
         "mesh": dict(run.mesh.shape),
+        "rollout_tensor": run.mesh.shape.get(ROLLOUT, 1) * run.mesh.shape["tensor"],
         "model": config.model,
         "remat": config.remat,
         "microbatches": config.rlp.microbatches,
@@ -67,6 +69,7 @@ def compile_for(config: Config, topology: Topology, level: str | None = None, to
         "hbm_per_chip": memory,
         "largest_arrays": largest_arrays(programs),
         "largest_collectives": largest_collectives(programs),
+        "largest_traffic": largest_traffic(programs),
         "compile_seconds": {program.name: round(program.seconds, 1) for program in programs},
     }
     return said if fits else said | {"advice": advice(run, None, memory)}
@@ -106,7 +109,8 @@ def search(config: Config, topology: Topology, tokens: int | None = None, tell=p
 
 
 def candidate_meshes(config: Config, topology: Topology):
-    """Meshes whose document axes divide the batch, with the most microbatches up to the configured that do, too."""
+    """Meshes whose document axes divide the batch, with the most microbatches up to the configured that do, too; where
+    weights are gathered for sampling, also with the most devices along 'tensor' there."""
     for tensor in TENSOR:
         for data in DATA:
             fsdp, rest = divmod(topology.chips_per_slice, tensor * data)
@@ -115,12 +119,13 @@ def candidate_meshes(config: Config, topology: Topology):
             ways = topology.slices * data * fsdp
             share = config.batch_documents // config.rlp.minibatches
             parts = [m for m in range(1, config.rlp.microbatches + 1) if share % m == 0 and share // m % ways == 0]
-            if parts:
-                yield mesh_config(config, topology, data, fsdp, tensor), parts[-1]
-
-
-def mesh_config(config: Config, topology: Topology, data: int, fsdp: int, tensor: int) -> MeshConfig:
-    return dataclasses.replace(config.mesh, slices=topology.slices, data=data, fsdp=fsdp, tensor=tensor)
+            if not parts:
+                continue
+            mesh = MeshConfig(topology.slices, data, fsdp, tensor, config.mesh.rollout)
+            yield mesh, parts[-1]
+            most = TENSOR[-1]
+            if mesh.rollout == "gathered" and tensor < most and fsdp % (most // tensor) == 0:
+                yield dataclasses.replace(mesh, rollout_tensor=most), parts[-1]
 
 
 def one_line(result: dict) -> str:
@@ -169,6 +174,9 @@ def describe(result: dict) -> str:
             sent = (one["ici_bytes"] + one["dcn_bytes"]) / GIGA
             lines.append(f"  {sent:8.3f} GB in {one['times']:g} times: {one['kind']} {one['shape']} among "
                          f"{one['group']}, {one['op_name']}")  # fmt: skip
+        lines.append("\ninstructions that move most in HBM")
+        for one in result["largest_traffic"]:
+            lines.append(f"  {one['bytes'] / GIGA:10.2f} GB {one['phase']}: {one['arrays']}, {one['from']}")
     lines.append("\nlargest arrays")
     for one in result["largest_arrays"]:
         lines.append(f"  {one['bytes'] / GIB:8.3f} GiB {one['array']}, {one['from']}")

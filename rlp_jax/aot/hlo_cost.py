@@ -44,10 +44,14 @@ class Collective:
 
 @dataclasses.dataclass
 class Traffic:
-    """Of one phase, a chip."""
+    """Of one phase, a chip. moved: bytes in HBM by (op_name, results) of the instructions, all times together."""
 
-    hbm_bytes: float = 0.0
+    moved: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     collectives: list[Collective] = dataclasses.field(default_factory=list)
+
+    @property
+    def hbm_bytes(self) -> float:
+        return float(sum(self.moved.values()))
 
     @property
     def ici_bytes(self) -> float:
@@ -127,7 +131,7 @@ class _Counter:
         heaviest = max(counted, key=lambda traffic: sum(one.hbm_bytes + one.ici_bytes for one in traffic.values()))
         for name, one in heaviest.items():
             own = self._of(name)
-            own.hbm_bytes += one.hbm_bytes
+            own.moved.update(one.moved)
             own.collectives += one.collectives
 
     def _of(self, phase: str) -> Traffic:
@@ -135,7 +139,8 @@ class _Counter:
 
     def _count(self, computation: Computation, instruction: Instruction, times: float, phase: str) -> None:
         own = self._of(phase)
-        own.hbm_bytes += times * self._moved(computation, instruction)
+        if moved := times * self._moved(computation, instruction):
+            own.moved[instruction.op_name, " ".join(map(str, instruction.shapes))] += moved
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             own.collectives.append(self._collective(computation, instruction, kind, times))

@@ -102,8 +102,8 @@ def abstract_run(config: Config, topology: Topology) -> Abstract:
     validate(config)
     if topology.chips == 1:
         raise ConfigError(f"--topology {topology.name}: one chip has no mesh to compile for, take two or more")
-    mesh = make_mesh(config.mesh, devices_of(topology))
     check_devices(config, mesh_shape(config.mesh, topology.chips))
+    mesh = make_mesh(config.mesh, devices_of(topology))
     model, tokenizer = open_shape(config.model, config.compute_dtype)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=config.remat))
     template = template_of(config.template, tokenizer)

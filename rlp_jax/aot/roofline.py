@@ -134,6 +134,17 @@ def largest_collectives(programs: Sequence[Program]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: -(entry["ici_bytes"] + entry["dcn_bytes"]))[:LISTED]
 
 
+def largest_traffic(programs: Sequence[Program]) -> list[dict[str, Any]]:
+    """The instructions that move the most bytes in HBM, all turns together."""
+    found = [
+        {"program": program.name, "phase": phase, "bytes": moved, "arrays": arrays, "from": op_name}
+        for program in programs
+        for phase, one in program.traffic.items()
+        for (op_name, arrays), moved in one.moved.items()
+    ]
+    return sorted(found, key=lambda entry: -entry["bytes"])[:LISTED]
+
+
 def advice(run: Abstract, error: TooLarge | None, memory: dict[str, Any] | None) -> list[str]:
     """What to change where memory does not suffice, most effective first."""
     config, mesh = run.config, run.mesh.shape
@@ -153,6 +164,9 @@ def advice(run: Abstract, error: TooLarge | None, memory: dict[str, Any] | None)
             said.append(f"lower rlp.slots (now {slots} of {thoughts} thoughts of a document at a time)")
         if config.rlp.rollout_dtype is None and config.compute_dtype == "float32":
             said.append("set rlp.rollout_dtype=bfloat16 (now float32)")
+        sampling = config.mesh.rollout_tensor or mesh["tensor"]
+        if config.mesh.rollout == "gathered" and sampling < run.model.config.n_kv_heads:
+            said.append(f"raise mesh.rollout_tensor (now {sampling}): it splits gathered weights, keys and values")
     if mesh["data"] > 1:
         size = f"{state / 2**30:.1f} GiB a chip"
         said.append(f"move devices from mesh.data (now {mesh['data']}) to mesh.fsdp: the state is {size}")

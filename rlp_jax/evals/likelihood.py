@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlp_jax.config import Config, EvalConfig, RLPConfig, RolloutLayout
+from rlp_jax.config import Config, EvalConfig, MeshConfig, RLPConfig
 from rlp_jax.data.positions import candidates, choose_positions
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.distributed import fetch
@@ -26,7 +26,7 @@ from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.filters import Filter
 from rlp_jax.rollout.sampling import thought_keys
-from rlp_jax.sharding import mesh_of, over, rollout_params
+from rlp_jax.sharding import in_rollout_layout, mesh_of, over
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
                 "eval.batch_documents (and eval.documents) to at least 2"
             )
         with over(mesh_of(params)):
-            settings = config.rlp, config.eval, config.mesh.rollout
+            settings = config.rlp, config.eval, config.mesh
             out = _evaluate_batch(model, template, *settings, params, ema_params, batch, key)
         out = fetch(out)
         counted = out.pop("counted_B") & (fetch(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
@@ -102,7 +102,7 @@ def interval(value_B: np.ndarray) -> list[float] | None:
 # Compiled once for all evaluations of a run.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _evaluate_batch(
-    model, template, rlp: RLPConfig, settings: EvalConfig, layout: RolloutLayout, params, ema_params, batch, key
+    model, template, rlp: RLPConfig, settings: EvalConfig, mesh: MeshConfig, params, ema_params, batch, key
 ):
     K, G = settings.positions, settings.group_size
     tokens_BT, document_B = batch["tokens_BT"], batch["document_B"]
@@ -122,11 +122,15 @@ def _evaluate_batch(
     _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_BK)
     key_BKG = thought_keys(thought_key, document_B, position_BK, G)
     keep = Filter(rlp.top_k, rlp.top_p, rlp.min_p)
-    sampler = rollout_params(params, layout, model.config.compute_dtype)
-    sampled = sample_thoughts(
-        model, sampler, cache, jnp.repeat(prefix_BK, G, 1), template.open, template.close, key_BKG.reshape(B, K * G),
-        rlp.thought_tokens, rlp.temperature, group_size=G, slots=rlp.slots or None, keep=keep,
-    )  # fmt: skip
+
+    def sample(params, cache, prefix_BR, key_BR):
+        return sample_thoughts(
+            model, params, cache, prefix_BR, template.open, template.close, key_BR, rlp.thought_tokens,
+            rlp.temperature, group_size=G, slots=rlp.slots or None, keep=keep,
+        )  # fmt: skip
+
+    rows = jnp.repeat(prefix_BK, G, 1), key_BKG.reshape(B, K * G)
+    sampled = in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, *rows)
     own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)
     other_B = _another_document(document_B)
     shuffled = jax.tree.map(lambda x: x[other_B], own)

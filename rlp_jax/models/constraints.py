@@ -4,6 +4,8 @@ The model knows no mesh. It says what an axis of an array holds, and this module
 `rlp_jax.sharding.over` puts there; where there is none, nothing happens. Numbers do not depend on it.
 """
 
+import contextlib
+import contextvars
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +15,27 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 # What an array's axis holds, and the mesh axes it is split over (those that exist; all of them, if they divide it).
-DOCUMENTS = ("slice", "data", "fsdp")
+# Devices along 'rollout' have documents of their own, except while decoding: then they share documents and split heads.
+DOCUMENTS = ("slice", "data", "fsdp", "rollout")
 HEADS = VOCABULARY = ("tensor",)
+_WHILE_DECODING = {DOCUMENTS: ("slice", "data", "fsdp"), HEADS: ("rollout", "tensor")}
+_decoding = contextvars.ContextVar("decoding", default=False)
+
+
+@contextlib.contextmanager
+def decoding():
+    """What is traced inside is laid out for decoding."""
+    token = _decoding.set(True)
+    try:
+        yield
+    finally:
+        _decoding.reset(token)
+
+
+def _names(wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh's axes for what an array's axis holds."""
+    wanted = _WHILE_DECODING.get(wanted, wanted) if _decoding.get() else wanted
+    return tuple(name for name in mesh_axes() if name in (wanted or ()))
 
 
 def mesh_axes() -> dict[str, int]:
@@ -35,7 +56,7 @@ def spec(shape: tuple[int, ...], *axes: tuple[str, ...] | None) -> P:
     sizes = mesh_axes()
     entries = []
     for size, wanted in zip(shape, axes, strict=False):
-        names = tuple(name for name in wanted or () if name in sizes)
+        names = _names(wanted)
         split = names and size % math.prod(sizes[name] for name in names) == 0
         entries.append(names if split else None)
     return P(*entries)
@@ -53,7 +74,7 @@ def on_shards(
 ) -> Callable:
     """`function` on every device's own part of its arrays, for what the compiler cannot split well: loops over
     documents, and kernels. With `axes` they are split over these, and the compiler lays them over the others."""
-    names = frozenset(name for name in mesh_axes() if axes is None or name in axes)
+    names = frozenset(mesh_axes() if axes is None else _names(axes))
     if not names:
         return function
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False)

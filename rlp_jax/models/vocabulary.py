@@ -58,7 +58,7 @@ def token_logprobs(
       count: int scalar, only the first `count` places along the last axis are wanted. Chunks beyond are not computed
         and give zeros. The temperature must then be a Python number.
     """
-    if not any(name in DOCUMENTS for name in mesh_axes()):
+    if not mesh_axes():
         return _own_logprobs(unembed, hidden_D, token, temperature, filter_fn, chunk, count)
     # Each device loops over its own documents. Left to the compiler, a head's weights would be gathered for every
     # chunk, and its gradient summed over devices after every chunk.

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlp_jax.models import backend
-from rlp_jax.models.cache import Cache, capacity, fork, gather_states, unstack_cache, write
+from rlp_jax.models.cache import Cache, capacity, fork, gather_states, token_numbers, unstack_cache, write
 from rlp_jax.models.mamba2 import MambaState
 from rlp_jax.models.transformer import LanguageModel, Params, unstack_layers
 from rlp_jax.rollout.filters import KEEP_ALL, Filter
@@ -27,6 +27,7 @@ from rlp_jax.rollout.scoring import score_ended
 
 SMALLEST_RING = 64  # thought tokens that the first ring has room for
 GROWTH = 4  # each ring to the next; every size is compiled
+LONG = 1024  # where thoughts may be so long, the last rings grow by quarters: a ring is read whole for every token
 
 
 class Slots(NamedTuple):
@@ -134,10 +135,11 @@ def sample_thoughts(
 
 def ring_sizes(max_tokens: int) -> tuple[int, ...]:
     """Thought tokens that the ring has room for, from the first ring to the last."""
-    sizes = [min(SMALLEST_RING, max_tokens)]
-    while sizes[-1] < max_tokens:
-        sizes.append(min(GROWTH * sizes[-1], max_tokens))
-    return tuple(sizes)
+    last = [max_tokens * quarters // 4 for quarters in range(1, 5)] if max_tokens >= LONG else [max_tokens]
+    sizes = [min(SMALLEST_RING, last[0])]
+    while sizes[-1] < last[0]:
+        sizes.append(min(GROWTH * sizes[-1], last[0]))
+    return (*sizes, *last[1:])
 
 
 class Opening(NamedTuple):
@@ -288,15 +290,15 @@ def choose_states(new_BQ: jax.Array, new: Any, old: Any) -> Any:
 
 
 def grow(cache: Cache, columns: int) -> Cache:
-    """The same cache with a ring of more columns: what lay at its number modulo the old size moves to the new one."""
-    more = columns - capacity(cache)
-    if not jax.tree.leaves(cache.branch_k) or more == 0:
+    """The same cache with a ring of more columns: what lay at its number modulo the old size moves to the new one.
+
+    Columns of numbers that the old ring no longer held get another's; no slot's thought is so old as to see them.
+    """
+    if not jax.tree.leaves(cache.branch_k) or columns == capacity(cache):
         return cache
-    oldest = cache.written - capacity(cache)
+    column_C = token_numbers(columns, cache.written) % capacity(cache)
 
     def move(ring_CE):
-        ring_CE = jnp.roll(ring_CE, -oldest, -2)
-        ring_CE = jnp.pad(ring_CE, [(0, 0)] * (ring_CE.ndim - 2) + [(0, more), (0, 0)])
-        return jnp.roll(ring_CE, oldest % columns, -2)
+        return jnp.take(ring_CE, column_C, axis=-2, mode="clip")
 
     return cache._replace(branch_k=jax.tree.map(move, cache.branch_k), branch_v=jax.tree.map(move, cache.branch_v))

@@ -56,6 +56,10 @@ def test_compiles_a_tiny_run_for_every_generation(tmp_path, topology, tensor):
         assert 0 < phases[name]["needed_flops"] < 2 * phases[name]["flops"]
         assert phases[name]["hbm_bytes"] > 0
         assert phases[name]["bound_s"] == max(phases[name]["seconds"].values())
+    heaviest = said["largest_traffic"]
+    assert heaviest[0]["bytes"] <= phases[heaviest[0]["phase"]]["hbm_bytes"] and heaviest == sorted(
+        heaviest, key=lambda one: -one["bytes"]
+    )
     assert said["step_bound_s"] == pytest.approx(sum(phase["bound_s"] for phase in phases.values()))
     assert phases["gradient"]["ici_bytes"] > 0 and phases["gradient"]["dcn_bytes"] == 0  # gradients are summed
     assert "O0 compiles" not in text and "overestimates" in text

@@ -77,6 +77,7 @@ def test_traffic_of_a_loop_by_hand():
     # A turn reads a row of x through the nested fusion, the number twice 4 bytes; y lies near the core; the row is put
     # back in place. Then the fusion around the all-reduce reads 8 rows and writes 2.
     assert moved["go"].hbm_bytes == 10 * ((16 + 4 + 16) + (128 + 32))
+    assert moved["go"].moved["jit(f)/go/while/body/add", "f32[8,4]"] == 10 * (16 + 4 + 16)
     assert moved[""].hbm_bytes == 16  # copied near the core
     (scatter,) = moved["go"].collectives
     assert (scatter.kind, scatter.group, scatter.times) == ("reduce-scatter", 4, 10)

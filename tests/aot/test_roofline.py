@@ -104,4 +104,8 @@ def test_a_search_tries_meshes_that_split_the_batch():
         assert 512 % microbatches == 0 and 512 // microbatches % ways == 0
     assert (MeshConfig(slices=2, data=1, fsdp=256, tensor=1), 1) in found
     assert (MeshConfig(slices=2, data=1, fsdp=64, tensor=4), 4) in found
+    gathered = dataclasses.replace(CONFIG, mesh=MeshConfig(rollout="gathered"))
+    more = list(candidate_meshes(gathered, parse_topology("v5e:16x16", slices=2)))
+    assert (MeshConfig(2, 1, 64, 4, "gathered", rollout_tensor=8), 4) in more
+    assert {mesh.rollout_tensor for mesh, _ in found} == {0} and {mesh.rollout_tensor for mesh, _ in more} == {0, 8}
     assert not list(candidate_meshes(dataclasses.replace(CONFIG, batch_documents=3), parse_topology("v5e:4x4")))

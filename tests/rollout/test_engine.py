@@ -224,6 +224,7 @@ def test_thoughts_are_the_same_whatever_the_slots_and_the_ring(family, unroll, m
     monkeypatch.setattr(engine, "SMALLEST_RING", 2)
     monkeypatch.setattr(engine, "GROWTH", 2)
     assert engine.ring_sizes(L) == (2, 4, 8, 9)
+    assert engine.ring_sizes(2048) == (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1536, 2048)  # then by quarters
     for slots in (1, 3, 8):
         settings = (("unroll", unroll), ("slots", slots), ("group_size", 4))
         same(think(model, *case, settings=settings), want)

@@ -47,20 +47,23 @@ def test_shapes_are_the_published_ones(scale, qwen):
 def test_decoding_reads_weights_every_turn_and_the_rest_by_its_share(scale, qwen):
     config, shape = qwen
     turns, W = 2048, 2 * (shape.layers + shape.head)
-    one = scale.costs(config, shape, scale.Layout(256, 1, 16, 2), turns)["rollout"]["hbm"]
+    one = scale.costs(config, shape, scale.Layout(256, 1, 1, 16, 2), turns)["rollout"]["hbm"]
     per_document = 16 * scale.ring_reads(2048, 2048) * shape.cached + 2048 * turns * shape.cached
     drawn = 16 * turns * 2 * 151_936 * 4
     assert one == pytest.approx(turns * W + 2 * (per_document + drawn))
     # Half of the slots: twice as many turns, so weights and prefixes are read twice.
-    half = scale.costs(config, shape, scale.Layout(256, 1, 8, 2), turns)["rollout"]["hbm"]
+    half = scale.costs(config, shape, scale.Layout(256, 1, 1, 8, 2), turns)["rollout"]["hbm"]
     assert half - one == pytest.approx(turns * W + 2 * 2048 * turns * shape.cached)
-    cut = scale.costs(config, shape, scale.Layout(256, 8, 16, 2), turns)["rollout"]["hbm"]
+    shared = scale.costs(config, shape, scale.Layout(256, 1, 8, 16, 2), turns)
+    plain = scale.costs(config, shape, scale.Layout(256, 1, 1, 16, 2), turns)
+    assert all(shared[phase] == plain[phase] for phase in ("baseline", "prefill", "gradient"))
+    cut = shared["rollout"]["hbm"]
     assert cut == pytest.approx(turns * W / 8 + 2 * (per_document + drawn))  # eight times the documents, an eighth each
 
 
 def test_more_chips_share_the_work_until_there_are_no_more_documents(scale, qwen):
     config, shape = qwen
-    few, many = (scale.costs(config, shape, scale.Layout(n, 1, 16, 1), 512) for n in (64, 512))
+    few, many = (scale.costs(config, shape, scale.Layout(n, 1, 1, 16, 1), 512) for n in (64, 512))
     assert all(few[phase]["flops"] == pytest.approx(8 * many[phase]["flops"]) for phase in few)
     seconds = {n: sum(scale.best(config, shape, n, CHIPS["v5p"], {})[1].values()) for n in scale.CHIP_COUNTS}
     assert all(seconds[2 * n] < 1.001 * seconds[n] for n in scale.CHIP_COUNTS[:-1])
