@@ -45,7 +45,7 @@ def parts(chips: int, documents: int = 512) -> tuple[str, ...]:
 QWEN, QWEN_14B, NEMOTRON = "qwen3_1_7b", "qwen3_14b", "nemotron_nano_12b_v2"
 # Fewer slots than thoughts where a chip's memory does not hold the keys and values of all at once.
 ENTRIES = (
-    Entry(QWEN, "v5e:8x8", settings=(*parts(64), "rlp.slots=4")),
+    Entry(QWEN, "v5e:8x8", settings=(*parts(64), "rlp.slots=2")),
     Entry(QWEN, "v5e:16x16", settings=parts(256)),
     Entry(QWEN, "v5p:4x4x4", settings=parts(64)),
     Entry(QWEN, "v6e:8x8", settings=(*parts(64), "rlp.slots=8")),
