@@ -48,7 +48,7 @@ ENTRIES = (
     Entry(QWEN, "v5e:8x8", settings=(*parts(64), "rlp.slots=2")),
     Entry(QWEN, "v5e:16x16", settings=parts(256)),
     Entry(QWEN, "v5p:4x4x4", settings=parts(64)),
-    Entry(QWEN, "v6e:8x8", settings=(*parts(64), "rlp.slots=8")),
+    Entry(QWEN, "v6e:8x8", settings=(*parts(64), "rlp.slots=4")),
     Entry(QWEN, "v5e:16x16", slices=2, settings=parts(512)),
     Entry(QWEN_14B, "v5p:4x4x4", settings=(*parts(64), "rlp.slots=8")),
     Entry(QWEN_14B, "v5p:4x8x8", settings=parts(256)),

@@ -105,8 +105,7 @@ def sample_thoughts(
     sizes = ring_sizes(max_tokens)
     carry = engine.refill(engine.idle(Q, max_tokens, len(open_tokens) + sizes[0]))
     for size in sizes:
-        # Without refills all slots began together, and a ring is outgrown before a column of it is written again.
-        carry = carry._replace(cache=grow(carry.cache, len(open_tokens) + size, wrapped=Q < R))
+        carry = carry._replace(cache=grow(carry.cache, len(open_tokens) + size))
 
         def going_on(carry, size=size):
             has_room = carry.slots.taken_BQ < size
@@ -290,19 +289,16 @@ def choose_states(new_BQ: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(of_layer, new, old, is_leaf=lambda x: isinstance(x, MambaState))
 
 
-def grow(cache: Cache, columns: int, wrapped: bool) -> Cache:
-    """The same cache with a ring of more columns: what lay at its number modulo the old size moves to the new one.
-
-    Where nothing can have `wrapped` around the old ring's end, everything stays in its column.
-    """
+def grow(cache: Cache, columns: int) -> Cache:
+    """The same cache with a ring of more columns: what lay at its number modulo the old size moves to the new one."""
     more = columns - capacity(cache)
     if not jax.tree.leaves(cache.branch_k) or more == 0:
         return cache
     oldest = cache.written - capacity(cache)
 
     def move(ring_CE):
-        ring_CE = jnp.roll(ring_CE, -oldest, -2) if wrapped else ring_CE
+        ring_CE = jnp.roll(ring_CE, -oldest, -2)
         ring_CE = jnp.pad(ring_CE, [(0, 0)] * (ring_CE.ndim - 2) + [(0, more), (0, 0)])
-        return jnp.roll(ring_CE, oldest % columns, -2) if wrapped else ring_CE
+        return jnp.roll(ring_CE, oldest % columns, -2)
 
     return cache._replace(branch_k=jax.tree.map(move, cache.branch_k), branch_v=jax.tree.map(move, cache.branch_v))
