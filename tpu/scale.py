@@ -10,7 +10,7 @@ compiled programs in results/ give: the median over them of what was compiled ov
 Per chip, with N chips, X of them along 'tensor' (while sampling `mesh.rollout_tensor`), and so `ways` = N / X shares of
 the documents:
 - rollout, HBM: each turn reads the weights / X, the prefixes of its documents, and the ring of each thought's keys and
-  values; a slot count below G makes more rounds of turns.
+  values; a slot count below G makes more rounds of turns, which begin with the ring that the first one left.
 - gradient, HBM: activations of every token and layer (four passes with remat), logits of what is scored, weights.
 - gradient, interconnect: every microbatch gathers the weights of a layer twice and sums their gradients; with X > 1
   also two sums of activations a layer and pass.
@@ -129,7 +129,9 @@ def costs(config: Config, shape: Shape, layout: Layout, tokens: int) -> dict[str
 
     X, turns = layout.sampling, rounds * tokens
     documents, weights = shares(X)
-    own = documents * G * ring_reads(tokens, rlp.thought_tokens) * shape.cached / X
+    grown = next(size for size in ring_sizes(rlp.thought_tokens) if size >= tokens)  # later rounds begin with it
+    columns = layout.slots * ring_reads(tokens, rlp.thought_tokens) + (G - layout.slots) * tokens * grown
+    own = documents * columns * shape.cached / X
     prefixes = documents * T * shape.cached / X * turns
     states = documents * G * tokens * 2 * shape.state / X
     drawn = documents * G * tokens * 2 * shape.config.vocab_size * MASTER / X

@@ -51,9 +51,10 @@ def test_decoding_reads_weights_every_turn_and_the_rest_by_its_share(scale, qwen
     per_document = 16 * scale.ring_reads(2048, 2048) * shape.cached + 2048 * turns * shape.cached
     drawn = 16 * turns * 2 * 151_936 * 4
     assert one == pytest.approx(turns * W + 2 * (per_document + drawn))
-    # Half of the slots: twice as many turns, so weights and prefixes are read twice.
+    # Half of the slots: twice as many turns, so weights and prefixes are read twice; and the ring does not shrink again.
     half = scale.costs(config, shape, scale.Layout(256, 1, 1, 8, 2), turns)["rollout"]["hbm"]
-    assert half - one == pytest.approx(turns * W + 2 * 2048 * turns * shape.cached)
+    longer = 8 * (2048 * turns - scale.ring_reads(2048, 2048)) * shape.cached
+    assert half - one == pytest.approx(turns * W + 2 * (2048 * turns * shape.cached + longer))
     shared = scale.costs(config, shape, scale.Layout(256, 1, 8, 16, 2), turns)
     plain = scale.costs(config, shape, scale.Layout(256, 1, 1, 16, 2), turns)
     assert all(shared[phase] == plain[phase] for phase in ("baseline", "prefill", "gradient"))
