@@ -51,7 +51,7 @@ def test_decoding_reads_weights_every_turn_and_the_rest_by_its_share(scale, qwen
     per_document = 16 * scale.ring_reads(2048, 2048) * shape.cached + 2048 * turns * shape.cached
     drawn = 16 * turns * 2 * 151_936 * 4
     assert one == pytest.approx(turns * W + 2 * (per_document + drawn))
-    # Half of the slots: twice as many turns, so weights and prefixes are read twice; and the ring does not shrink again.
+    # Half of the slots: twice as many turns, so weights and prefixes are read twice; rings do not shrink again.
     half = scale.costs(config, shape, scale.Layout(256, 1, 1, 8, 2), turns)["rollout"]["hbm"]
     longer = 8 * (2048 * turns - scale.ring_reads(2048, 2048)) * shape.cached
     assert half - one == pytest.approx(turns * W + 2 * (2048 * turns * shape.cached + longer))
