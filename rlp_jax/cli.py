@@ -7,12 +7,16 @@ as it was. 75: a process of a run in several was lost, start all of them again.
 """
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
+
+from rlp_jax.config import Algorithm, ConfigError, Match, with_algorithm
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
                        help="an argument of the experiment's config(), for instance corpus=encyclopedia")  # fmt: skip
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
                        help="any setting of config.py, for instance rlp.group_size=8; may be repeated")  # fmt: skip
+    train.add_argument("--as", dest="algorithm", choices=get_args(Algorithm), help="train with another algorithm")
+    train.add_argument("--match", choices=get_args(Match), help="with --as cpt or sft: for as many steps as match the "
+                       "experiment's RLP run in input tokens, in tokens read and sampled (the paper's FLOPs), or in "
+                       "operations counted from both programs")  # fmt: skip
+    train.add_argument("--match-run", type=Path, metavar="RUN_DIR", help="the RLP run whose thoughts' length counts "
+                       "(default: the longest they may be)")  # fmt: skip
     train.add_argument("--profile", metavar="STEPS", help="trace these steps for XProf, for instance 5:8")
     several = train.add_argument_group("several processes", "on Cloud TPU set RLP_DISTRIBUTED=auto instead")
     several.add_argument("--processes", type=int, help="how many the run has")
@@ -129,6 +139,15 @@ def _train(args) -> int:
     for name in ("steps", "seed"):
         if getattr(args, name) is not None:
             config = override(config, [f"{name}={getattr(args, name)}"])
+    of_rlp = config
+    if args.match is None and args.match_run is not None:
+        raise ConfigError("--match-run without --match: say what to match, tokens, flops or counted")
+    if args.algorithm is None and args.match is not None:
+        raise ConfigError("--match without --as: say which algorithm is to match RLP, for instance --as cpt")
+    if args.algorithm is not None:
+        config = with_algorithm(config, args.algorithm)
+    if args.match is not None:
+        config = dataclasses.replace(config, name=f"{config.name}_{args.match}")
     validate(config)
     run_dir = args.run_dir or Path("runs") / config.name
 
@@ -151,6 +170,12 @@ def _train(args) -> int:
     if not os.environ.get("RLP_DEBUG"):  # Orbax logs tracebacks of a save that failed; the run says so in a line
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        if args.match is not None:
+            from rlp_jax.aot.matching import describe, matched, measure
+
+            config = matched(of_rlp, args.match, measure(of_rlp, args.match_run), args.algorithm)
+            if team.first:
+                print(describe(config))
         report = train(config, run_dir, team=team, profile=profile)
     except Interrupted as stopped:
         print(f"stopped by {stopped}; saved in {run_dir}: the same command resumes the run", file=sys.stderr)
@@ -175,7 +200,7 @@ def _train(args) -> int:
 
 
 def _sample(args) -> int:
-    from rlp_jax.config import Config, ConfigError
+    from rlp_jax.config import Config
     from rlp_jax.settings import experiment_of, is_run, load_experiment
 
     for name in ("thoughts", "tokens", "horizon", "temperature"):
@@ -221,7 +246,6 @@ def _sample(args) -> int:
 
 
 def _convert(args) -> int:
-    from rlp_jax.config import ConfigError
     from rlp_jax.settings import is_run
 
     if args.destination.exists() and (not args.destination.is_dir() or any(args.destination.iterdir())):
@@ -245,7 +269,6 @@ def _convert(args) -> int:
 
 def _compile(args) -> int:
     from rlp_jax.aot.chips import parse_topology
-    from rlp_jax.config import ConfigError
     from rlp_jax.settings import load_experiment, override, validate
 
     if args.search and args.level not in (None, "O0"):

@@ -8,7 +8,9 @@ import dataclasses
 import json
 from typing import Literal
 
+Algorithm = Literal["rlp", "cpt", "sft", "rpt", "rlvr"]
 PositionMode = Literal["uniform", "span", "entropy"]
+Match = Literal["tokens", "flops", "counted"]
 Dtype = Literal["float32", "bfloat16"]
 RolloutDtype = Literal["float32", "bfloat16", "int8"]
 RolloutLayout = Literal["same", "gathered"]
@@ -63,6 +65,24 @@ class RLPConfig:
     def updates(self) -> int:
         """Optimizer steps a rollout batch."""
         return self.updates_per_batch * self.minibatches
+
+
+WITHOUT_THOUGHTS: tuple[Algorithm, ...] = ("cpt", "sft")  # what samples nothing: one update a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class CPTConfig:
+    """Continued pretraining on the same documents, RLP's rival."""
+
+    sequence_tokens: int = 8192  # computed at a time on a device, whole documents in them: memory, not maths
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning. A document's span (data.span) is its response, what is before it the prompt."""
+
+    sequence_tokens: int = 8192  # as cpt's
+    answer_pattern: str = ""  # regular expression of a final answer; responses without one are dropped ("" = none)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,22 +143,60 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a run's steps were chosen to match: written by `rlp train --match` (aot/matching.py), read by nothing.
+
+    Tokens and operations are those of whole runs. RLP's thoughts have the mean length of `run`, else the cap.
+    """
+
+    match: Match | None = None
+    run: str = ""
+    document_tokens: float = 0.0  # mean
+    thought_tokens: float = 0.0  # mean of a thought
+    rlp_steps: int = 0
+    rlp_input_tokens: float = 0.0
+    rlp_thought_tokens: float = 0.0
+    rlp_flops: float = 0.0
+    input_tokens: float = 0.0
+    flops: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     name: str = "run"
     model: str = ""  # preset name, Hugging Face directory or GGUF file
     steps: int = 100
     batch_documents: int = 512  # B
     seed: int = 0
+    algorithm: Algorithm = "rlp"  # algorithms.py; every one is evaluated alike
     compute_dtype: Dtype = "float32"  # masters are float32 always
     remat: Remat = "layer"  # what the backward pass computes again: nothing, all but products, or a whole layer
     max_skipped: int = 5  # this many non-finite steps in a row end the run
     template: Template = Template()
     rlp: RLPConfig = RLPConfig()
+    cpt: CPTConfig = CPTConfig()
+    sft: SFTConfig = SFTConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    budget: Budget = Budget()
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps a batch."""
+        return 1 if self.algorithm in WITHOUT_THOUGHTS else self.rlp.updates
+
+
+def with_algorithm(config: Config, algorithm: Algorithm) -> Config:
+    """The same run with another algorithm, under a name of its own; without thoughts there is no KL to measure."""
+    if algorithm == config.algorithm:
+        return config
+    rlp = config.rlp
+    if algorithm in WITHOUT_THOUGHTS:
+        rlp = dataclasses.replace(rlp, kl_coefficient=0.0)
+    return dataclasses.replace(config, name=f"{config.name}_{algorithm}", algorithm=algorithm, rlp=rlp)
 
 
 def to_json(config: Config) -> str:

@@ -132,12 +132,16 @@ class Learner:
             return (), _loss(params, None, self.config, part, score, jnp.ones(()))[1][1]
 
         parts = self.config.rlp.microbatches * self.config.rlp.minibatches
-        return self._over_parts(parts, whole, of_part)[1]
+        return self._over_parts(parts, whole, of_part, "all_bins")[1]
 
-    def _over_parts(self, parts: int, whole: Part, of_part: Callable) -> tuple[Any, Scores, jax.Array]:
-        return (self._over_bins if self.packs else self._over_documents)(parts, whole, of_part)
+    def _over_parts(
+        self, parts: int, whole: Part, of_part: Callable, loop: str = "bins"
+    ) -> tuple[Any, Scores, jax.Array]:
+        if self.packs:
+            return self._over_bins(parts, whole, of_part, loop)
+        return self._over_documents(parts, whole, of_part)
 
-    def _over_bins(self, parts: int, whole: Part, of_part: Callable):
+    def _over_bins(self, parts: int, whole: Part, of_part: Callable, loop: str):
         """`of_part(part, score) -> (sums, scores)` of every bin that holds something: the sums' total, all documents'
         scores, and how many tokens were computed, padding included."""
         template, (B, T) = self.template, whole.batch["tokens_BT"].shape
@@ -165,7 +169,7 @@ class Learner:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
         scores = jax.tree.map(lambda x: jnp.zeros((A, per_shard, *x.shape[2:]), x.dtype), new)
         used = used_A.max()
-        with jax.named_scope("bins"):
+        with jax.named_scope(loop):
             totals, scores = jax.lax.fori_loop(0, used, one_bin, (zeros, scores))
         scores = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), scores)
         return totals, scores, (used * A * capacity).astype(jnp.float32)

@@ -1,13 +1,18 @@
-"""The optax chain: clip by global norm, AdamW, constant or cosine learning rate after a linear warm-up.
+"""The optax chain (clip by global norm, AdamW, constant or cosine learning rate after a linear warm-up), and its steps.
 
 The paper states RLP's learning rate (1e-6, constant) and AdamW's settings for its continued-pretraining baseline; the
 defaults in `config.OptimizerConfig` take both.
 """
 
+import chex
 import jax
+import jax.numpy as jnp
 import optax
 
+from rlp_jax import objective
 from rlp_jax.config import ConfigError, OptimizerConfig
+from rlp_jax.sharding import constrain_state
+from rlp_jax.state import TrainState
 
 
 def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
@@ -60,3 +65,25 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
             mask=decayed,
         ),
     )
+
+
+@jax.named_scope("update")
+def apply_gradient(
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    state: TrainState,
+    step: jax.Array,
+    grads: chex.ArrayTree,
+    finite: jax.Array,
+) -> TrainState:
+    """One optimizer step, then the moving average's; a gradient that is not finite leaves all of it as it is.
+
+    Args:
+      step: of the state to come.
+      finite: bool scalar.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = objective.ema_update(state.ema_params, params, ema_decay)
+    proposed = TrainState(step, params, ema_params, opt_state)
+    return constrain_state(jax.tree.map(lambda x, y: jnp.where(finite, x, y), proposed, state._replace(step=step)))

@@ -32,10 +32,11 @@ from rlp_jax.learner import (
 )
 from rlp_jax.models.quantised import quantise
 from rlp_jax.models.transformer import LanguageModel, Params, cast_kernels
+from rlp_jax.optimizer import apply_gradient
 from rlp_jax.rollout import scoring
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.sampling import Rollout, thought_keys
-from rlp_jax.sharding import constrain_state, document_shards, in_rollout_layout, over
+from rlp_jax.sharding import document_shards, in_rollout_layout, over
 from rlp_jax.state import Purpose, TrainState
 
 
@@ -141,12 +142,7 @@ def learn(
         grads, metrics, scores = learner.gradient(state.params, reference_params, part)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["reward_mean"])
-        with jax.named_scope("update"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            ema_params = objective.ema_update(state.ema_params, params, config.rlp.ema_decay)
-            proposed = TrainState(step, params, ema_params, opt_state)
-            state = constrain_state(_choose(finite, proposed, state._replace(step=step)))
+        state = apply_gradient(optimizer, rlp.ema_decay, state, step, grads, finite)
         return state, metrics | {"grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}, scores
 
     whole = Part(batch, samples, None)
@@ -172,16 +168,14 @@ def learn(
     return state, last | of_all, scores
 
 
-def _choose(condition: jax.Array, a: TrainState, b: TrainState) -> TrainState:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
-
-
 class Step:
     """The two jitted halves of a step.
 
     `sample(params, ema_params, batch, key) -> Samples` and
     `learn(state, batch, samples) -> (state, metrics, Scores)`, which donates the state.
     """
+
+    judge = None  # the reward is a likelihood
 
     def __init__(self, model, optimizer, template, config, reference_params=None, mesh=None):
         def _sample(params, ema_params, batch, key):

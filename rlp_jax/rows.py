@@ -2,22 +2,20 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlp_jax import rlp
+from rlp_jax.algorithms import Decode
 from rlp_jax.config import Config
 from rlp_jax.distributed import Team, fetch
+from rlp_jax.learner import Samples, Scores
 from rlp_jax.metrics import ThoughtStart, collapse_warnings
 from rlp_jax.writers import RunLog
 
 THOUGHTS_DOCUMENTS = 2
 PREFIX_CHARACTERS = 400
-
-Decode = Callable[[list[int]], str]
 
 
 @dataclasses.dataclass
@@ -58,13 +56,19 @@ class Clock:
         return {"seconds": sum(self.seconds.values())} | phases
 
 
-def throughput(config: Config, batch: dict, samples: rlp.Samples, clock: Clock) -> dict[str, float]:
-    """Thought tokens sampled a second, and tokens learnt from a second: each document once and its thoughts."""
-    sampled, read = (int(np.sum(fetch(length))) for length in (samples.length_BKG, batch["length_B"]))
-    learnt = (read + sampled) * config.rlp.updates_per_batch
+def throughput(config: Config, batch: dict, samples: Samples | None, clock: Clock) -> dict[str, float]:
+    """Tokens of the batch's documents and of the thoughts sampled over them, thought tokens sampled a second, and
+    tokens learnt from a second: each document once and its thoughts."""
+    read = int(np.sum(fetch(batch["length_B"])))
+    rate = 1 / max(clock.seconds["learn"], 1e-9)
+    if samples is None:
+        return {"input_tokens": read, "learner_tokens_per_s": read * rate}
+    sampled = int(np.sum(fetch(samples.length_BKG)))
     return {
+        "input_tokens": read,
+        "sampled_tokens": sampled,
         "sampled_tokens_per_s": sampled / max(clock.seconds["sample"], 1e-9),
-        "learner_tokens_per_s": learnt / max(clock.seconds["learn"], 1e-9),
+        "learner_tokens_per_s": (read + sampled) * config.rlp.updates_per_batch * rate,
     }
 
 
@@ -76,8 +80,9 @@ def watch(progress: Progress, row: dict, close_tokens: int, log: RunLog) -> dict
     else:
         progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
         warnings["not_finite"] = "loss, reward or gradient is not finite: the step is skipped"
-    progress.start = progress.start.add(row["thought_len"], row["stop_rate"])
-    warnings |= collapse_warnings(progress.start, row["thought_len"], row["stop_rate"], close_tokens)
+    if "thought_len" in row:
+        progress.start = progress.start.add(row["thought_len"], row["stop_rate"])
+        warnings |= collapse_warnings(progress.start, row["thought_len"], row["stop_rate"], close_tokens)
     for kind, text in warnings.items():
         if kind not in progress.warned or kind == "not_finite":
             log.message(f"warning: step {row['step']}: {text}")
@@ -85,33 +90,32 @@ def watch(progress: Progress, row: dict, close_tokens: int, log: RunLog) -> dict
     return {"skipped": progress.skipped, "warnings": list(warnings.values())}
 
 
-def not_finite_rows(n: int, batch: dict, samples: rlp.Samples, scores: rlp.Scores, decode: Decode) -> list[dict]:
+def not_finite_rows(n: int, batch: dict, samples: Samples | None, scores: Scores | None, decode: Decode) -> list[dict]:
     """The documents behind a step that was not finite, for nonfinite.jsonl: those with a score or a reward that is not,
     or all of them, where only the gradient of their sum was not.
 
     Args:
       n: the step.
-      batch, samples, scores: its, wherever they lie.
+      batch, samples, scores: its, wherever they lie; without samples there are no positions and rewards to tell of.
       decode: token ids to text.
     """
     batch, samples, scores = fetch((batch, samples, scores))
-    bad_BKG = ~np.isfinite(scores.reward_BKG) | ~np.isfinite(samples.s_ema_BKH).all(-1)[..., None]
-    bad_B = (bad_BKG & samples.valid_BK[..., None]).any((1, 2))
+    bad_B = np.zeros(len(batch["length_B"]), bool)
+    if samples is not None:
+        bad_BKG = ~np.isfinite(scores.reward_BKG) | ~np.isfinite(samples.s_ema_BKH).all(-1)[..., None]
+        bad_B = (bad_BKG & samples.valid_BK[..., None]).any((1, 2))
     rows = []
     for b in np.flatnonzero(bad_B if bad_B.any() else np.ones_like(bad_B)):
         tokens = batch["tokens_BT"][b, : batch["length_B"][b]].tolist()
-        chosen = np.flatnonzero(samples.valid_BK[b])
-        rows.append(
-            {
-                "step": n,
-                "document": int(batch["document_B"][b]),
-                "text": decode(tokens),
-                "tokens": tokens,
+        row = {"step": n, "document": int(batch["document_B"][b]), "text": decode(tokens), "tokens": tokens}
+        if samples is not None:
+            chosen = np.flatnonzero(samples.valid_BK[b])
+            row |= {
                 "positions": samples.position_BK[b, chosen].tolist(),
                 "s_ema": samples.s_ema_BKH[b, chosen].mean(-1).tolist(),
                 "rewards": scores.reward_BKG[b, chosen].tolist(),
             }
-        )
+        rows.append(row)
     return rows
 
 
@@ -126,9 +130,9 @@ def skipped_message(count: int, rows: list[dict], file: str) -> str:
 
 
 def thought_rows(
-    n: int, batch: dict, samples: rlp.Samples, scores: rlp.Scores, decode: Decode, close: int
+    n: int, batch: dict, samples: Samples | None, scores: Scores | None, decode: Decode, close: int
 ) -> list[dict]:
-    """A few documents of a step with all thoughts of their first position, for thoughts.jsonl.
+    """A few documents of a step with all thoughts of their first position, for thoughts.jsonl; none without samples.
 
     Args:
       n: the step.
@@ -136,6 +140,8 @@ def thought_rows(
       decode: token ids to text.
       close: tokens of the closing tag.
     """
+    if samples is None:
+        return []
     shown = np.flatnonzero(fetch(samples.valid_BK)[:, 0])[:THOUGHTS_DOCUMENTS]
     batch, samples, scores = fetch((batch, samples, scores), shown)
     horizon, rows = samples.s_ema_BKH.shape[-1], []

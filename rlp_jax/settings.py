@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 import runpy
 import types
 import typing
@@ -17,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from rlp_jax.config import CheckpointConfig, Config, ConfigError, MeshConfig, to_json
+from rlp_jax.config import WITHOUT_THOUGHTS, CheckpointConfig, Config, ConfigError, MeshConfig, to_json
 
 PACKAGE = Path(__file__).resolve().parent
 # In a checkout beside the package, in an installed wheel inside it.
@@ -243,6 +244,8 @@ def validate(config: Config) -> None:
         "rlp.updates_per_batch": rlp.updates_per_batch,
         "rlp.minibatches": rlp.minibatches,
         "rlp.microbatches": rlp.microbatches,
+        "cpt.sequence_tokens": config.cpt.sequence_tokens,
+        "sft.sequence_tokens": config.sft.sequence_tokens,
         "data.document_tokens": data.document_tokens,
         "data.min_tokens": data.min_tokens,
         "data.heldout_documents": data.heldout_documents,
@@ -303,7 +306,7 @@ def validate(config: Config) -> None:
         raise ConfigError("data.heldout_fraction is 0: the run's evaluation needs held-out documents")
     if optimizer.final_learning_rate is not None and not optimizer.final_learning_rate >= 0:
         raise ConfigError(f"optimizer.final_learning_rate is {optimizer.final_learning_rate}: it must not be negative")
-    updates = config.steps * rlp.updates
+    updates = config.steps * config.updates
     if optimizer.warmup_steps >= updates:
         raise ConfigError(
             f"optimizer.warmup_steps is {optimizer.warmup_steps}, the run has {updates} updates: make it smaller"
@@ -326,10 +329,32 @@ def validate(config: Config) -> None:
             f"mesh.rollout_tensor is {config.mesh.rollout_tensor}: it is 0, or devices that sample from weights "
             "gathered once, with mesh.rollout=gathered"
         )
+    if config.algorithm in WITHOUT_THOUGHTS:
+        _validate_without_thoughts(config)
     if not config.model:
         raise ConfigError("model is empty: give a preset, a Hugging Face directory or a GGUF file")
     if not data.sources:
         raise ConfigError("data.sources is empty: give .jsonl or .txt files, or a built-in generator")
+
+
+def _validate_without_thoughts(config: Config) -> None:
+    if config.rlp.kl_coefficient > 0:
+        raise ConfigError(
+            f"rlp.kl_coefficient is {config.rlp.kl_coefficient}, and algorithm {config.algorithm} samples no thoughts "
+            "that it could hold back: set it to 0"
+        )
+    sequence_tokens = getattr(config, config.algorithm).sequence_tokens
+    if sequence_tokens < config.data.document_tokens:
+        raise ConfigError(
+            f"{config.algorithm}.sequence_tokens is {sequence_tokens}, data.document_tokens "
+            f"{config.data.document_tokens}: a sequence has to hold the longest document"
+        )
+    try:
+        re.compile(config.sft.answer_pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"sft.answer_pattern is {config.sft.answer_pattern!r}, no regular expression: {error}"
+        ) from None
 
 
 def check_devices(config: Config, mesh_shape: tuple[int, int, int, int]) -> None:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from rlp_jax import rlp
+from rlp_jax.algorithms import ALGORITHMS
 from rlp_jax.checkpoint import DIRECTORY, Checkpoints, Position, latest_step, truncate_logs
 from rlp_jax.checkpoints_io.leaves import Target
 from rlp_jax.checkpoints_io.load import open_model
@@ -74,7 +74,7 @@ def train(
     team: Team | None = None,
     profile: range | None = None,
 ) -> Path:
-    """Runs RLP from the config, or continues the run in `run_dir`.
+    """Runs the config's algorithm, or continues the run in `run_dir`.
 
     Args:
       config: all settings.
@@ -143,7 +143,8 @@ def prepare(config: Config, console: Console, team: Team, fresh: bool = True) ->
     tokens = template_tokens(config.template, tokenizer)
     check_lengths(tokens, config, model.config.max_positions)
     with console.status("reading documents"):
-        splits = load_documents(config.data, tokenizer, config.seed, config.rlp.position_mode)
+        examples = config.sft if config.algorithm == "sft" else None
+        splits = load_documents(config.data, tokenizer, config.seed, config.rlp.position_mode, examples=examples)
     shape = (config.data.document_tokens, tokenizer.pad_id)
     rows = own_rows(mesh, config.batch_documents)
     batches = train_batches(splits.train, config.batch_documents, *shape, config.seed, rows=rows)
@@ -216,10 +217,10 @@ def loop(
 ):
     """From the latest checkpoint (or the start) to the last step. Returns {"before": ..., "after": ...}."""
     model, tokens, mesh, decode = parts.model, parts.tokens, parts.mesh, parts.tokenizer.decode
-    updates = config.steps * config.rlp.updates
+    updates = config.steps * config.updates
     optimizer, schedule = make_optimizer(config.optimizer, updates), make_schedule(config.optimizer, updates)
     reference = parts.params if config.rlp.kl_coefficient > 0 else None
-    step = rlp.make_step(model, optimizer, tokens, config, reference, mesh)
+    step = ALGORITHMS[config.algorithm](model, optimizer, tokens, config, reference, mesh)
     batches, heldout = parts.batches, [place_batch(batch, mesh) for batch in parts.heldout]
     state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints, team)
     learn = in_place(step.learn, state, mesh)
@@ -259,6 +260,9 @@ def loop(
             clock.lap("data")
             samples = step.sample(state.params, state.ema_params, batch, run_key(config.seed, n))
             clock.lap("sample", samples)
+            if step.judge is not None:
+                samples = place_batch(step.judge(*fetch((batch, samples)), decode), mesh)
+                clock.lap("judge")
             state, metrics, scores = learn(state, batch, samples)
             clock.lap("learn", metrics)
 
@@ -267,7 +271,7 @@ def loop(
                 log.message(f"trace up to step {n} written to {profiler.directory}")
             progress.productive += productive(sum(clock.seconds.values()), compiling.lap())
             row = {"step": n} | {name: float(value) for name, value in fetch(metrics).items()}
-            row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.rlp.updates))
+            row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.updates))
             row |= clock.row() | throughput(config, batch, samples, clock)
             row["goodput"] = goodput(progress.productive, started, time.time())
             row |= watch(progress, row, len(tokens.close), log)

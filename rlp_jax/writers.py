@@ -36,6 +36,15 @@ COLUMNS = (
     ("tok/s", "sampled_tokens_per_s", "7.0f"),
     ("s/step", "seconds", "7.2f"),
 )
+# Of a step without thoughts.
+LOSS_COLUMNS = (
+    ("step", "step", "6d"),
+    ("loss", "loss", "8.4f"),
+    ("tokens", "tokens", "8.0f"),
+    ("grad", "grad_norm", "8.3f"),
+    ("tok/s", "learner_tokens_per_s", "7.0f"),
+    ("s/step", "seconds", "7.2f"),
+)
 HEADING_EVERY = 20  # rows
 FLUSH_EVERY_S = 10.0  # of TensorBoard
 
@@ -188,9 +197,10 @@ class RunLog:
         if self._progress:
             self._progress.update(self._task, completed=row["step"])
         if row["step"] % self._every == 0 or row["step"] in (self._start + 1, self._steps):
+            columns = COLUMNS if "reward_mean" in row else LOSS_COLUMNS
             if self._rows % HEADING_EVERY == 0:
-                self.message(" ".join(f"{title:>{_width(form)}}" for title, _, form in COLUMNS))
-            line = " ".join(_cell(row.get(key), form) for _, key, form in COLUMNS)
+                self.message(" ".join(f"{title:>{_width(form)}}" for title, _, form in columns))
+            line = " ".join(_cell(row.get(key), form) for _, key, form in columns)
             self._rows += 1
             self.message(line if self._progress else line + self._left(row["step"]))
 

@@ -142,3 +142,23 @@ def relative_error(got, wanted) -> float:
         return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
 
     return max(jax.tree.leaves(jax.tree.map(error, got, wanted)))
+
+
+def next_token_loss(model: LanguageModel, params: Params, template: TemplateTokens, batch, wanted_BT):
+    """Mean of -log p(x_t | x_<t) over the wanted tokens, in float64 from logits; its gradient; how many they are. Each
+    document is a row of its own."""
+    before = np.tile(np.asarray(template.plain, np.int32), (len(batch["length_B"]), 1))
+    tokens = np.concatenate([before, batch["tokens_BT"]], 1)
+    counted = [(b, t) for b, t in np.argwhere(wanted_BT) if template.first <= t < batch["length_B"][b]]
+    at = np.array([(b, t + len(template.plain) - 1) for b, t in counted])
+    target = [batch["tokens_BT"][b, t] for b, t in counted]
+    logits_nV = np.asarray(model.apply(params, tokens)[0], np.float64)[tuple(at.T)]
+    top_n1 = logits_nV.max(-1, keepdims=True)
+    total_n = np.log(np.exp(logits_nV - top_n1).sum(-1)) + top_n1[:, 0]
+    loss = np.mean(total_n - logits_nV[np.arange(len(at)), target])
+
+    def mean(params):
+        logits_nV = model.apply(params, tokens)[0][tuple(at.T)]
+        return -jax.nn.log_softmax(logits_nV)[jnp.arange(len(at)), jnp.asarray(target)].mean()
+
+    return loss, jax.jit(jax.grad(mean))(params), len(counted)

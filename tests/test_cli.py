@@ -117,7 +117,7 @@ def test_settings_that_cannot_work(root, tmp_path, capsys, setting, message):
 
 
 def test_bad_experiments(tmp_path, capsys):
-    assert "unknown experiment 'quickstar': did you mean quickstart?" in refused(capsys, "train", "quickstar")
+    assert "unknown experiment 'quickstar': did you mean quickstart or" in refused(capsys, "train", "quickstar")
     assert "does not exist" in refused(capsys, "train", tmp_path / "none.py")
     (tmp_path / "broken.py").write_text("def config(:")
     assert "broken.py cannot be used: SyntaxError" in refused(capsys, "train", tmp_path / "broken.py")

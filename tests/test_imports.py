@@ -31,7 +31,7 @@ LAYERS = (
         "goodput",
         "profiling",
     ),
-    ("learner", "rlp", "baselines", "evals", "report", "rows"),
+    ("learner", "rlp", "baselines", "algorithms", "evals", "report", "rows"),
     ("train",),
     ("aot",),
     ("cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code

@@ -84,6 +84,10 @@ def test_the_experiments_are_valid_and_found_by_their_model():
     config = load_experiment("quickstart")
     validate(config)
     assert experiment_of(config.model).template == config.template
+    for name in ("quickstart_cpt", "quickstart_sft", "pod/qwen3_1_7b_cpt"):
+        rival = load_experiment(name)
+        validate(rival)
+        assert rival.algorithm == name[-3:] and rival.template == load_experiment(name[:-4]).template
     assert experiment_of("some/other/model") is None
 
 

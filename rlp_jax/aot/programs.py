@@ -93,6 +93,15 @@ def template_of(template: Template, tokenizer: Any) -> TemplateTokens:
     return TemplateTokens((), stand_in(template.instruction), stand_in(template.open), stand_in(template.close))
 
 
+def batch_shapes(B: int, T: int, sharding: jax.sharding.Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of B documents, padded to T tokens, without its arrays."""
+    shapes = {
+        "tokens_BT": ((B, T), jnp.int32), "length_B": ((B,), jnp.int32), "span_BT": ((B, T), bool),
+        "document_B": ((B,), jax.dtypes.canonicalize_dtype(jnp.int64)), "weight_B": ((B,), jnp.float32),
+    }  # fmt: skip
+    return {name: jax.ShapeDtypeStruct(*of, sharding=sharding) for name, of in shapes.items()}
+
+
 def abstract_run(config: Config, topology: Topology) -> Abstract:
     """What `train` builds, without data and weights.
 
@@ -100,6 +109,10 @@ def abstract_run(config: Config, topology: Topology) -> Abstract:
       ConfigError, CheckpointError: settings, model or mesh that cannot work.
     """
     validate(config)
+    if config.algorithm != "rlp":
+        raise ConfigError(
+            f"algorithm is {config.algorithm}: only RLP's step is compiled ahead of time, set algorithm=rlp"
+        )
     if topology.chips == 1:
         raise ConfigError(f"--topology {topology.name}: one chip has no mesh to compile for, take two or more")
     check_devices(config, mesh_shape(config.mesh, topology.chips))
@@ -108,18 +121,12 @@ def abstract_run(config: Config, topology: Topology) -> Abstract:
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=config.remat))
     template = template_of(config.template, tokenizer)
     check_lengths(template, config, model.config.max_positions)
-    optimizer = make_optimizer(config.optimizer, config.steps * config.rlp.updates)
+    optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
     shards = document_shards(mesh)
     state = jax.eval_shape(lambda: init_state(model.init(jax.random.key(0)), optimizer))
     state = with_shardings(state, mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    B, T = config.batch_documents, config.data.document_tokens
-    shapes = {
-        "tokens_BT": ((B, T), jnp.int32), "length_B": ((B,), jnp.int32), "span_BT": ((B, T), bool),
-        "document_B": ((B,), jax.dtypes.canonicalize_dtype(jnp.int64)), "weight_B": ((B,), jnp.float32),
-    }  # fmt: skip
-    by_document = batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(*of, sharding=by_document) for name, of in shapes.items()}
+    batch = batch_shapes(config.batch_documents, config.data.document_tokens, batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
 

@@ -32,11 +32,15 @@ def loop_turns(model: LanguageModel, template: TemplateTokens, config: Config, s
     """
     rlp = config.rlp
     branches = rlp.positions * rlp.group_size
-    bins = Learner(model, template, config, shards).bins(
-        rlp.microbatches, config.batch_documents // rlp.minibatches, config.data.document_tokens
-    )
+    learner, T = Learner(model, template, config, shards), config.data.document_tokens
+    bins = learner.bins(rlp.microbatches, config.batch_documents // rlp.minibatches, T)
+    of_batch = learner.bins(rlp.microbatches * rlp.minibatches, config.batch_documents, T)
     length = _length(template, config, tokens)
-    used = min(bins.most, -(-bins.per_shard // max(1, bins.capacity // length)))
+
+    def used_of(bins: Bins) -> int:
+        return min(bins.most, -(-bins.per_shard // max(1, bins.capacity // length)))
+
+    used = used_of(bins)
     held = -(-bins.per_shard // used)  # documents of a bin
     scored = {"thought_scores": branches * tokens, "target_scores": branches * rlp.horizon}
     chunk = min(packing.SCORED, chunk_tokens(model.config.vocab_size))
@@ -44,17 +48,28 @@ def loop_turns(model: LanguageModel, template: TemplateTokens, config: Config, s
     visited: dict[tuple[int, int], float] = {}
 
     def kernel_steps(name: str, eqn: Any) -> float:
-        """Pairs of blocks of one sequence in `models/pallas_attention.py`: operands are steps and limits."""
-        sequences, _, places = eqn.invars[2].aval.shape
-        blocks = math.isqrt(eqn.invars[1].aval.size // sequences)
-        block = places // blocks
+        blocks, block = _blocks(eqn)
         if -(-bins.capacity // block) != blocks:
-            return blocks * (blocks + 1) / 2
+            return causal_steps(name, eqn)
         if (blocks, block) not in visited:
             visited[blocks, block] = _visited_by_bin(template, config, bins, held, tokens, block)
         return visited[blocks, block]
 
-    return Turns(_decoding_turns(rlp, branches, tokens) | {"bins": used} | chunks, kernel_steps)
+    loops = {"bins": used, "all_bins": used_of(of_batch)}
+    return Turns(_decoding_turns(rlp, branches, tokens) | loops | chunks, kernel_steps)
+
+
+def _blocks(eqn: Any) -> tuple[int, int]:
+    """Blocks of one sequence in `models/pallas_attention.py`, and their size: operands are steps and limits."""
+    sequences, _, places = eqn.invars[2].aval.shape
+    blocks = math.isqrt(eqn.invars[1].aval.size // sequences)
+    return blocks, places // blocks
+
+
+def causal_steps(name: str, eqn: Any) -> float:
+    """Pairs of blocks that causal attention over one sequence visits, see `Turns.grid`."""
+    blocks, _ = _blocks(eqn)
+    return blocks * (blocks + 1) / 2
 
 
 def _decoding_turns(rlp, branches: int, tokens: int) -> dict[str, float]:

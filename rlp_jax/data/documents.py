@@ -62,6 +62,11 @@ def narrow_spans(document: Document, pattern: re.Pattern) -> Document:
     return document._replace(spans=tuple(spans))
 
 
+def answers(document: Document, pattern: re.Pattern) -> bool:
+    """Whether one of the document's spans, as a text of its own, holds a match."""
+    return any(pattern.search(document.text[start:end]) for start, end in document.spans)
+
+
 def tokenize(document: Document, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The document's tokens, [T] int32, and which of them overlap its spans, [T] bool."""
     text, spans = document.text, document.spans

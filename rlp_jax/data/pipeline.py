@@ -12,8 +12,8 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from rlp_jax.config import ConfigError, DataConfig, PositionMode
-from rlp_jax.data.documents import TokenizedDocument, cut, is_heldout, narrow_spans, stable_hash
+from rlp_jax.config import ConfigError, DataConfig, PositionMode, SFTConfig
+from rlp_jax.data.documents import Document, TokenizedDocument, answers, cut, is_heldout, narrow_spans, stable_hash
 from rlp_jax.data.sources import open_sources
 
 Batch = dict[str, np.ndarray]
@@ -29,7 +29,12 @@ class Splits(NamedTuple):
 
 
 def load_documents(
-    config: DataConfig, tokenizer, seed: int, position_mode: PositionMode = "uniform", progress=None
+    config: DataConfig,
+    tokenizer,
+    seed: int,
+    position_mode: PositionMode = "uniform",
+    progress=None,
+    examples: SFTConfig | None = None,
 ) -> Splits:
     """Read, tokenise, cut and split all documents.
 
@@ -39,14 +44,18 @@ def load_documents(
       seed: of the built-in generators. The split does not depend on it.
       position_mode: in mode "span", pieces without a span token are dropped: no position could be chosen in them.
       progress: called with (documents read, documents in all) after each document.
+      examples: documents are prompts with responses, their spans. Dropped are those without a final answer, and those
+        that do not fit into one piece: the end of a response alone is no example.
 
     Returns:
       Splits, whose report counts: documents, duplicates (documents whose text came before), pieces, short (pieces
       dropped for having fewer than min_tokens), without_span (dropped in mode "span"), train, heldout (pieces kept in
-      each split), heldout_unused (held-out pieces beyond heldout_documents), train_tokens, heldout_tokens.
+      each split), heldout_unused (held-out pieces beyond heldout_documents), train_tokens, heldout_tokens; of examples
+      without_answer and too_long, too.
 
     Raises:
-      ConfigError: a setting out of range, or a source that cannot be read; the message names file and line.
+      ConfigError: a setting out of range, a source that cannot be read (the message names file and line), an example
+        without a prompt, or no example left.
     """
     _check(config)
     pattern = re.compile(config.span_pattern) if config.span_pattern else None
@@ -58,17 +67,21 @@ def load_documents(
     read = 0
     for source in sources:
         for i in range(len(source)):
-            document = source[i] if pattern is None else narrow_spans(source[i], pattern)
+            document = source[i]
             text_hash = stable_hash("copies", document.text)
             occurrence = seen[text_hash]
             seen[text_hash] += 1
             report["duplicates"] += occurrence > 0
             split = heldout if is_heldout(document.text, config.heldout_fraction) else train
-            for piece in cut(document, tokenizer, config.document_tokens, occurrence):
+            narrowed = document if pattern is None else narrow_spans(document, pattern)
+            pieces = cut(narrowed, tokenizer, config.document_tokens, occurrence)
+            if examples is not None:
+                pieces = _of_example(document, pieces, examples, report)
+            for piece in pieces:
                 report["pieces"] += 1
                 if len(piece.tokens_T) < config.min_tokens:
                     report["short"] += 1
-                elif position_mode == "span" and not piece.span_T.any():
+                elif (position_mode == "span" or examples is not None) and not piece.span_T.any():
                     report["without_span"] += 1
                 else:
                     split.append(piece)
@@ -81,8 +94,32 @@ def load_documents(
     for name, pieces in (("train", train), ("heldout", kept)):
         report[name] = len(pieces)
         report[f"{name}_tokens"] = sum(len(piece.tokens_T) for piece in pieces)
-    names = ("documents", "duplicates", "pieces", "short", "without_span", "train", "heldout", "heldout_unused")
-    return Splits(train, kept, {name: int(report[name]) for name in (*names, "train_tokens", "heldout_tokens")})
+    if examples is not None and not train:
+        raise ConfigError(
+            f"none of {total} documents is left as a training example: {report['without_answer']} without an answer "
+            f"(sft.answer_pattern is {examples.answer_pattern!r}), {report['too_long']} longer than "
+            f"data.document_tokens, {config.document_tokens}"
+        )
+    names = ["documents", "duplicates", "pieces", "short", "without_span", "train", "heldout", "heldout_unused"]
+    names += ["train_tokens", "heldout_tokens"] + (["without_answer", "too_long"] if examples is not None else [])
+    return Splits(train, kept, {name: int(report[name]) for name in names})
+
+
+def _of_example(
+    document: Document, pieces: list[TokenizedDocument], settings: SFTConfig, report: collections.Counter
+) -> list[TokenizedDocument]:
+    """The piece that a prompt with its response is, or none, counted, where nothing can be learnt from it."""
+    if document.spans == ((0, len(document.text)),):
+        raise ConfigError(
+            f"{document.name}: all of the document is response: say which part is, for instance data.span='{{answer}}'"
+        )
+    if settings.answer_pattern and not answers(document, re.compile(settings.answer_pattern)):
+        report["without_answer"] += 1
+    elif len(pieces) > 1:
+        report["too_long"] += 1
+    else:
+        return pieces
+    return []
 
 
 def collate(

@@ -100,6 +100,8 @@ def _figures(run: Run) -> list[tuple[str, str, list[Row], list[Panel]]]:
     phases = tuple((k, _phase(k)) for k in keys if k.startswith("seconds"))
     gain = (("gain", THINK), ("gain_empty", EMPTY), ("gain_shuffled", SHUFFLED))
     ce = (("ce_think", THINK), ("ce_no_think", NO_THINK), ("ce_empty", EMPTY), ("ce_shuffled", SHUFFLED))
+    if not _has(metrics, "reward_mean"):  # the policy learnt to predict without a thought
+        ce += (("ce_no_think_policy", {"color": RED, "label": "no thought, policy"}),)
     accuracy = (("acc_think", THINK), ("acc_no_think", NO_THINK), ("acc_empty", EMPTY), ("acc_shuffled", SHUFFLED))
     return [
         ("gain", "Information gain, held-out text", evals, [Panel("nats a token", gain, "gain_ci95", zero=True)]),
@@ -110,6 +112,12 @@ def _figures(run: Run) -> list[tuple[str, str, list[Row], list[Panel]]]:
             "Reward in training",
             metrics,
             [Panel("nats a token", (("reward_mean", blue | {"label": "mean"}),), "reward_std", zero=True)],
+        ),
+        (
+            "loss",
+            "Next-token loss in training",
+            [] if _has(metrics, "reward_mean") else metrics,  # with rewards it is a surrogate, whose value says nothing
+            [Panel("nats a token", (("loss", blue),))],
         ),
         (
             "thoughts",

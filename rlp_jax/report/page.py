@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rlp_jax.config import WITHOUT_THOUGHTS
 from rlp_jax.report.figures import draw_figures
 from rlp_jax.report.run import Row, Run, number, read_run
 from rlp_jax.writers import write_atomically
@@ -92,6 +93,8 @@ def verdict(run: Run) -> tuple[str, str]:
     gain = number(row, "gain")
     if not math.isfinite(gain):
         return "none", "No held-out evaluation yet."
+    if run.config.get("algorithm") in WITHOUT_THOUGHTS:
+        return _verdict_without_thoughts(run)
     controls = [key for key in ("empty", "shuffled") if math.isfinite(number(row, f"gain_{key}"))]
     best = max([number(row, f"gain_{key}") for key in controls], default=math.nan)
     above_zero = _lower(row, "gain") > 0
@@ -133,6 +136,20 @@ def verdict(run: Run) -> tuple[str, str]:
             f" {number(row, 'ce_think'):.3f}); the gain is the moving average's lag."
         )
     return kind, text
+
+
+def _verdict_without_thoughts(run: Run) -> tuple[str, str]:
+    """Of a run that trained plain prediction: its own measure first, then what thoughts are worth all the same."""
+    before, after = run.before, run.after
+    row, start = after or before, number(before, "ce_no_think_policy")
+    policy, think = number(row, "ce_no_think_policy"), number(row, "ce_think")
+    now = "After training" if run.finished else "So far" if after else "Before training"
+    text = (
+        f"{now}, the policy's cross-entropy without a thought is {_form(policy, '.3f')} nats a token on held-out text"
+    )
+    text += f" (before: {_form(start, '.3f')})" if after else ""
+    kind = ("good" if policy < start else "bad") if after else "none"
+    return kind, f"{text}. No thought was trained; after one it is {_form(think, '.3f')}."
 
 
 def _lower(row: Row, key: str) -> float:
@@ -247,13 +264,17 @@ def _settings(config: Row) -> list[str]:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
-    parts = [
-        ("{}", at("model")),
-        ("{} documents a batch", at("batch_documents")),
+    thoughts = [
         ("{} positions each", at("rlp", "positions") if at("rlp", "positions") != 1 else None),
         ("{} thoughts a position", at("rlp", "group_size")),
         ("up to {} tokens a thought", at("rlp", "thought_tokens")),
         ("temperature {}", at("rlp", "temperature")),
+    ]
+    parts = [
+        ("{}", at("algorithm") if at("algorithm") != "rlp" else None),
+        ("{}", at("model")),
+        ("{} documents a batch", at("batch_documents")),
+        *([] if at("algorithm") in WITHOUT_THOUGHTS else thoughts),
         ("learning rate {}", at("optimizer", "learning_rate")),
         ("seed {}", at("seed")),
     ]

@@ -113,6 +113,10 @@ def test_the_papers_runs(name):
         (["pod/qwen3_1_7b", "--topology", "v5e:4x4", "--tokens", "2049"], "--tokens is 2049"),
         (["pod/qwen3_1_7b", "--topology", "v5e:4x4", "--search", "--level", "O3"], "--level O3 with --search"),
         (["pod/qwen3_1_7b", "--topology", "v5e:1x1"], "take two or more"),
+        (
+            ["pod/qwen3_1_7b_cpt", "--topology", "v5e:4x4"],
+            "algorithm is cpt: only RLP's step is compiled ahead of time",
+        ),
         (["pod/qwen3_1_7b", "--topology", "v5e:4x4", "--set", "rlp.group_size=1"], "rlp.group_size is 1"),
     ],
 )

@@ -66,6 +66,12 @@ def test_a_decoder_computes_what_it_needs(remat):
     assert all(0.98 < share < 1.15 for share in shares.values()), shares
 
 
+def test_scoring_before_several_updates_reads_the_whole_batch():
+    """One pass over all documents, where the gradient's loop runs once a minibatch."""
+    shares = counted(DENSE, dataclasses.replace(CONFIG, rlp=RLPConfig(minibatches=2)))
+    assert 0.98 < shares["scoring"] < 1.15 and 0.98 < shares["gradient"] < 1.15, shares
+
+
 def test_short_thoughts_fill_fewer_bins():
     """Thoughts of less than half the cap: the documents of two bins go into one, which they all but fill."""
     turns = loop_turns(LanguageModel(DENSE), TEMPLATE, CONFIG, 1, 950)
