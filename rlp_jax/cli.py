@@ -1,4 +1,4 @@
-"""The command line: `rlp train | sample | convert | report | compile`.
+"""The command line: `rlp train | eval | sample | convert | report | compile`.
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
 standard error and exit code 2. 1: `compile` found that a run does not fit, or any failure not listed here. 3: a
@@ -70,6 +70,34 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--experiment", help="take the thought's template from it (default: a run directory's own, or "
                         "that of the experiment which trains this model)")  # fmt: skip
     sample.set_defaults(run=_sample)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="benchmarks, and perplexity with and without thoughts; the same command again goes on where one stopped",
+    )
+    evaluate.add_argument("model", help="preset, Hugging Face directory, GGUF file or run directory")
+    tasks = "gsm8k, math500, minerva, amc23, aime25, mmlu, mmlu_pro, gpqa_diamond, perplexity"
+    evaluate.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help=tasks)
+    evaluate.add_argument("--data", help="a .jsonl file, a directory of them, or a Hugging Face dataset as "
+                          "NAME:CONFIG:SPLIT (default: the task's own)")  # fmt: skip
+    evaluate.add_argument("--limit", type=int, help="the first so many problems of each task")
+    evaluate.add_argument("--max-tokens", type=int, help="cap on a response")
+    evaluate.add_argument("--samples", type=int, help="sampled responses a problem, beside the greedy one (default: "
+                          "none); thoughts a position of perplexity")  # fmt: skip
+    evaluate.add_argument("--temperature", type=float, help="of the samples")
+    evaluate.add_argument("--shots", type=int, help="worked examples before a question; 0: an instruction instead")
+    evaluate.add_argument("--think", action="store_true", default=None,
+                          help="a thought before each response, framed as in training")  # fmt: skip
+    evaluate.add_argument("--thought-tokens", type=int, help="cap on a thought")
+    evaluate.add_argument("--positions", type=int, help="of a document, for perplexity")
+    evaluate.add_argument("--text", help="of a record, for perplexity: a format string such as {question}")
+    evaluate.add_argument("--experiment", help="take the thought's template from it (default: as for sample)")
+    evaluate.add_argument("--ema", action="store_true", help="of a run: the moving average instead of the policy")
+    evaluate.add_argument("--seed", type=int, help="of the samples")
+    evaluate.add_argument("--batch", type=int, help="responses decoded at a time")
+    evaluate.add_argument("--out", type=Path, help="directory of the records (default: RUN/evals/STEP or evals/MODEL)")
+    evaluate.add_argument("--json", action="store_true", help="end with one line of JSON")
+    evaluate.set_defaults(run=_eval)
 
     convert = commands.add_parser("convert", help="write a model as a Hugging Face directory")
     convert.add_argument("source", help="preset, Hugging Face directory, GGUF file or run directory")
@@ -242,6 +270,32 @@ def _sample(args) -> int:
         gain = "" if thinking.gain_G is None else f"gain {thinking.gain_G[g]:+.3f}, "
         end = "" if thinking.stopped_G[g] else ", cut at the cap"
         print(f"\n[{g + 1}] {gain}{thinking.length_G[g]} tokens{end}\n{tokenizer.decode(thought)}")
+    return 0
+
+
+def _eval(args) -> int:
+    import dataclasses
+
+    from rlp_jax.config import SuiteConfig
+
+    names = [field.name for field in dataclasses.fields(SuiteConfig)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    tasks = tuple(name.strip() for name in args.tasks.split(",") if name.strip())
+
+    from rlp_jax.evals.command import Request, as_json, describe, evaluate
+    from rlp_jax.storage import EXIT_CODE, StorageError
+
+    request = Request(
+        args.model, tasks, args.data, SuiteConfig(**given), args.limit, args.ema, args.experiment, args.text, args.out
+    )
+    try:
+        result = evaluate(request, lambda text: print(text, file=sys.stderr, flush=True))
+    except StorageError as error:
+        print(f"rlp: error: {one_line(error)}", file=sys.stderr)
+        return EXIT_CODE
+    print(describe(result))
+    if args.json:
+        print(as_json(result))
     return 0
 
 

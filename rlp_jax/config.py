@@ -199,6 +199,21 @@ def with_algorithm(config: Config, algorithm: Algorithm) -> Config:
     return dataclasses.replace(config, name=f"{config.name}_{algorithm}", algorithm=algorithm, rlp=rlp)
 
 
+@dataclasses.dataclass(frozen=True)
+class SuiteConfig:
+    """Settings of `rlp eval`: of benchmarks (evals/suite.py) and of perplexity (evals/perplexity.py)."""
+
+    shots: int | None = None  # worked examples before a question, 0: an instruction instead; None: the task's usual
+    max_tokens: int = 512  # cap on a response; not stated, enough for worked solutions of grade-school problems
+    samples: int = 0  # k sampled responses a problem, beside the greedy one; the paper: 8 in mathematics, 4 in science
+    temperature: float | None = None  # of samples and thoughts; not stated. None: that of the run, else 0.7
+    think: bool = False  # a thought before each response
+    thought_tokens: int | None = None  # cap on such a thought; None: that of the run or experiment, else 256
+    positions: int = 8  # of a document, of perplexity; the paper does not say
+    seed: int = 0  # of the samples
+    batch: int = 16  # responses decoded at a time: memory and speed, not the responses
+
+
 def to_json(config: Config) -> str:
     """The config as indented JSON, keys in order of definition."""
     return json.dumps(dataclasses.asdict(config), indent=2)

@@ -7,7 +7,7 @@ to know how many documents there are; a broken record is reported, with its line
 import json
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +129,18 @@ class JsonlSource:
             if starts[0] < 0:
                 raise ConfigError(f"{place}: data.span gives {span[:60]!r}, which is not in the document's text")
         return tuple((start, start + len(span)) for start in starts if span)
+
+
+def read_records(path: Path) -> Iterator[tuple[dict, str]]:
+    """The records of a .jsonl file, each with its place, "file:line"; blank lines are skipped.
+
+    Raises:
+      ConfigError: a line that is not UTF-8 or not a JSON object.
+    """
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, 1):
+            if raw.removeprefix(BYTE_ORDER_MARK).strip():
+                yield _parse(_decode(raw, path, line), f"{path}:{line}"), f"{path}:{line}"
 
 
 class _RecordFormatter(string.Formatter):

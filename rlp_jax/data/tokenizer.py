@@ -76,6 +76,12 @@ class Tokenizer:
         """The id of one token by its exact spelling in the vocabulary."""
         return self._backend.token_to_id(token)
 
+    @property
+    def named_bos_id(self) -> int | None:
+        """The token that the tokenizer's settings call BOS, also where texts are not begun with it."""
+        token = self._settings.get("bos_token")
+        return self.token_id(token["content"] if isinstance(token, dict) else token) if token else None
+
     def save(self, directory: str | os.PathLike) -> None:
         """Writes tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer reads them."""
         directory = pathlib.Path(directory)

@@ -55,23 +55,39 @@ def evaluate(
     Raises:
       ValueError: a batch with fewer than 2 different documents (no other one's thought to shuffle in), or none counted.
     """
-    rows: list[dict[str, np.ndarray]] = []
-    for batch in batches:
-        if len(np.unique(fetch(batch["document_B"]))) < 2:
-            raise ValueError(
-                "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
-                "eval.batch_documents (and eval.documents) to at least 2"
-            )
-        with over(mesh_of(params)):
-            settings = config.rlp, config.eval, config.mesh
-            out = _evaluate_batch(model, template, *settings, params, ema_params, batch, key)
-        out = fetch(out)
-        counted = out.pop("counted_B") & (fetch(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
-        rows.append({name: value[counted] for name, value in out.items()})
+    rows = [of_documents(model, params, ema_params, batch, template, config, key) for batch in batches]
     if not any(len(row["ce_think"]) for row in rows):
         raise ValueError("no held-out document has a position to score: check data.span and rlp.position_mode")
     columns = {name: np.concatenate([row[name] for row in rows]).astype(np.float64) for name in rows[0]}
     return summarise(columns)
+
+
+def of_documents(
+    model: LanguageModel,
+    params: Params,
+    ema_params: Params,
+    batch: dict[str, Any],
+    template: TemplateTokens,
+    config: Config,
+    key: jax.Array,
+) -> dict[str, np.ndarray]:
+    """What `summarise` takes the means of, for the documents of one batch that count: ce_*, acc_*, thought_len and
+    stop_rate, each [documents]. Arguments as those of `evaluate`.
+
+    Raises:
+      ValueError: the batch has fewer than 2 different documents.
+    """
+    if len(np.unique(fetch(batch["document_B"]))) < 2:
+        raise ValueError(
+            "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
+            "eval.batch_documents (and eval.documents) to at least 2"
+        )
+    with over(mesh_of(params)):
+        settings = config.rlp, config.eval, config.mesh
+        out = _evaluate_batch(model, template, *settings, params, ema_params, batch, key)
+    out = fetch(out)
+    counted = out.pop("counted_B") & (fetch(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
+    return {name: value[counted] for name, value in out.items()}
 
 
 def summarise(columns: dict[str, np.ndarray]) -> dict[str, Any]:

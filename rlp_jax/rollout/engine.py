@@ -38,6 +38,7 @@ class Slots(NamedTuple):
     live_BQ: jax.Array
     hidden_BQD: jax.Array  # predicts its next token
     recent_BQC: jax.Array  # its last tokens, to see the closing tag
+    ending_BQ: jax.Array  # state of the automaton `ends`
 
 
 class Carry(NamedTuple):
@@ -65,6 +66,7 @@ def sample_thoughts(
     limit_BR: jax.Array | None = None,
     unroll: bool | None = None,
     target_BRH: jax.Array | None = None,
+    ends: jax.Array | None = None,
 ) -> Rollout:
     """Samples R thoughts a document: step 1 of the algorithm, c ~ pi(. | x_<t) (RLP, arXiv 2510.01265, section 3).
 
@@ -72,7 +74,7 @@ def sample_thoughts(
       cache: the documents' prefix, from a prefill with `params`.
       prefix_length_BR: [B, R], what each thought sees of its document.
       open_tokens: fed before the thought, not part of it; at least one.
-      close_tokens: a thought that has sampled these tokens in a row ends.
+      close_tokens: a thought that has sampled these tokens in a row ends; none: no tag ends it.
       key_BR: one key a thought.
       max_tokens: L.
       temperature: > 0; near 0 this is greedy.
@@ -82,6 +84,8 @@ def sample_thoughts(
       limit_BR: thoughts end after this many tokens, at most L; for workloads of known lengths.
       unroll: decode with unrolled layers (`LanguageModel.unrolled`); None: on CPU, where it pays.
       target_BRH: the true tokens after each thought, to be scored as well; every thought needs a slot of its own.
+      ends: [states, V], an automaton over tokens that every thought starts in state 0: ends[s, v] is the state after
+        token v, and a thought that reaches the last state has stopped.
 
     Raises:
       ValueError: no opening tag, R is no multiple of G, or true tokens to score with fewer slots than thoughts.
@@ -100,7 +104,7 @@ def sample_thoughts(
     close_C = jnp.asarray(close_tokens, jnp.int32)
     engine = Engine(
         model, params, opening, prefix_length_BK, group_size, key_BR, limit_BR, close_C, temperature, keep,
-        hold=target_BRH is not None,
+        hold=target_BRH is not None, ends_SV=ends,
     )  # fmt: skip
     sizes = ring_sizes(max_tokens)
     carry = engine.refill(engine.idle(Q, max_tokens, len(open_tokens) + sizes[0]))
@@ -176,6 +180,7 @@ class Engine(NamedTuple):
     temperature: float
     keep: Filter
     hold: bool  # an ended thought's hidden and recurrent states stay as they were after its last token
+    ends_SV: jax.Array | None = None
 
     def idle(self, Q: int, max_tokens: int, columns: int) -> Carry:
         """Before the first refill: Q idle slots a document, a ring of empty columns, the first of them for the tag."""
@@ -192,7 +197,7 @@ class Engine(NamedTuple):
         )  # fmt: skip
         recent_BQC = jnp.full((B, Q, self.close_C.size), -1, jnp.int32)
         hidden_BQD = jnp.zeros((B, Q, D), self.opening.hidden_BKD.dtype)
-        slots = Slots(rows_BQ + R, rows_BQ, rows_BQ > 0, hidden_BQD, recent_BQC)
+        slots = Slots(rows_BQ + R, rows_BQ, rows_BQ > 0, hidden_BQD, recent_BQC, rows_BQ)
         tokens_BRL, rows_BR = jnp.zeros((B, R, max_tokens), jnp.int32), jnp.zeros((B, R), jnp.int32)
         out = Rollout(tokens_BRL, rows_BR, rows_BR > 0, jnp.zeros(tokens_BRL.shape, jnp.float32))
         return Carry(cache, slots, jnp.zeros((B,), jnp.int32), out)
@@ -234,6 +239,7 @@ class Engine(NamedTuple):
             slots.live_BQ | new_BQ,
             choose(new_BQ, hidden_BQD, slots.hidden_BQD, 1),
             jnp.where(new_BQ[..., None], -1, slots.recent_BQC),
+            jnp.where(new_BQ, 0, slots.ending_BQ),
         )
         return Carry(cache, slots, carry.next_B + new_BQ.sum(-1), carry.out)
 
@@ -250,7 +256,13 @@ class Engine(NamedTuple):
         token_BQ = jnp.where(slots.live_BQ, token_BQ, 0)
         recent_BQC = jnp.concatenate([slots.recent_BQC, token_BQ[..., None]], -1)[..., 1:]
         taken_BQ = slots.taken_BQ + slots.live_BQ
-        stopped_BQ = slots.live_BQ & jnp.all(recent_BQC == self.close_C, -1)
+        closed_BQ, ending_BQ = jnp.zeros_like(slots.live_BQ), slots.ending_BQ
+        if self.close_C.size:
+            closed_BQ = jnp.all(recent_BQC == self.close_C, -1)
+        if self.ends_SV is not None:
+            ending_BQ = self.ends_SV[ending_BQ, token_BQ].astype(jnp.int32)
+            closed_BQ |= ending_BQ == self.ends_SV.shape[0] - 1
+        stopped_BQ = slots.live_BQ & closed_BQ
         live_BQ = slots.live_BQ & ~stopped_BQ & (taken_BQ < jnp.take_along_axis(self.limit_BR, index_BQ, 1))
 
         def note(out_RL, value_Q, request_Q, at_Q):  # an idle slot's request lies outside and is dropped
@@ -271,7 +283,8 @@ class Engine(NamedTuple):
         if self.hold:
             hidden_BQD = choose(slots.live_BQ, hidden_BQD, slots.hidden_BQD, 1)
             read = read._replace(states=choose_states(slots.live_BQ, read.states, cache.states))
-        return Carry(read, Slots(slots.request_BQ, taken_BQ, live_BQ, hidden_BQD, recent_BQC), next_B, out)
+        slots = Slots(slots.request_BQ, taken_BQ, live_BQ, hidden_BQD, recent_BQC, ending_BQ)
+        return Carry(read, slots, next_B, out)
 
 
 def choose(new_BQ: jax.Array, new: Any, old: Any, own_axes: int) -> Any:

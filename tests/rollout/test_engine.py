@@ -126,6 +126,38 @@ def test_where_a_thought_ends(close):
         assert (rollout.logprob_BRL[b, r, :length] < 0).all()
 
 
+@pytest.mark.parametrize("close", [(), (2, 6)], ids=["no tag", "a tag too"])
+@pytest.mark.parametrize("slots", [None, 3])
+def test_an_automaton_ends_thoughts(close, slots):
+    """Token 7 at once, or 1 followed by 3 with any number of 1 in between; every thought starts it anew."""
+    ends = np.array([[0, 1, 0, 0, 0, 0, 0, 2], [0, 1, 0, 2, 0, 0, 0, 2], [2] * 8], np.int16)
+    model = tiny(vocab_size=8)
+    template = RICH._replace(close=close)
+    prefix_length_BR, key_BR = branches(POSITIONS, 16, template)
+    params = jax.tree.map(lambda leaf: 0.5 * leaf, rough_params(model))
+
+    @jax.jit
+    def sample(ends):
+        tokens_BT = scoring.with_context(DOCUMENTS % 8, template.context)
+        _, cache = model.hidden(params, tokens_BT, stops_BK=prefix_length_BR)
+        return sample_thoughts(
+            model, params, cache, prefix_length_BR, template.open, close, key_BR, L, 0.8, slots=slots, ends=ends
+        )
+
+    rollout = jax.tree.map(np.asarray, sample(ends))
+    assert 4 <= rollout.stopped_BR.sum() <= rollout.stopped_BR.size - 4
+    for b, r in np.ndindex(rollout.length_BR.shape):
+        length = rollout.length_BR[b, r]
+        thought = tuple(rollout.thought_BRL[b, r, :length].tolist())
+
+        def ended(part):
+            return part[-1] == 7 or part[-2:] == (1, 3) or (close and part[-2:] == close)
+
+        found = [i for i in range(1, length + 1) if ended(thought[:i])]
+        assert found == ([length] if rollout.stopped_BR[b, r] else [])
+        assert rollout.stopped_BR[b, r] or length == L
+
+
 def test_a_cap_of_one_token():
     model = tiny(vocab_size=8)
     prefix_length_BR, key_BR = branches(POSITIONS, 8, RICH)

@@ -1,0 +1,173 @@
+"""What `rlp eval` does: a model, tasks, data, and a result that goes out as lines or as JSON."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlp_jax.checkpoint import load_run
+from rlp_jax.checkpoints_io.load import load
+from rlp_jax.config import Config, ConfigError, SuiteConfig
+from rlp_jax.data.template import template_tokens
+from rlp_jax.evals.examine import Examinee, fingerprint, run_task
+from rlp_jax.evals.perplexity import NAME as PERPLEXITY
+from rlp_jax.evals.perplexity import over_file, run_perplexity
+from rlp_jax.evals.problems import read_problems
+from rlp_jax.evals.suite import averages, summarise
+from rlp_jax.evals.tasks import TASKS
+from rlp_jax.settings import experiment_of, is_run, load_experiment
+from rlp_jax.writers import strict
+
+AVERAGES = {
+    "math_avg": "Math Avg",
+    "science_avg": "Science Avg",
+    "science_avg@1": "Science Avg@1",
+    "overall": "Overall",
+}
+
+
+class Request(NamedTuple):
+    """The command's arguments.
+
+    model: preset, Hugging Face directory, GGUF file or run directory. data, limit, experiment, text: as on the command
+    line. ema: of a run, evaluate the moving average. out: where the records go; None: beside the run, or evals/NAME.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    data: str | None
+    settings: SuiteConfig
+    limit: int | None = None
+    ema: bool = False
+    experiment: str | None = None
+    text: str | None = None
+    out: Path | None = None
+
+
+def check(request: Request) -> None:
+    """Raises ConfigError at the first thing that cannot work, before anything is loaded."""
+    known = (*TASKS, PERPLEXITY)
+    for number, name in enumerate(request.tasks):
+        if name not in known:
+            raise ConfigError(f"--tasks: unknown task {name!r}: there are {', '.join(known)}")
+        if name in request.tasks[:number]:
+            raise ConfigError(f"--tasks: {name} is there twice")
+    if not request.tasks:
+        raise ConfigError(f"--tasks is empty: name some of {', '.join(known)}")
+    settings = request.settings
+    least = {
+        "--limit": (request.limit, 1),
+        "--max-tokens": (settings.max_tokens, 1),
+        "--thought-tokens": (settings.thought_tokens, 1),
+        "--samples": (settings.samples, 0),
+        "--positions": (settings.positions, 1),
+        "--batch": (settings.batch, 1),
+        "--shots": (settings.shots, 0),
+        "--seed": (settings.seed, 0),
+    }
+    for name, (value, smallest) in least.items():
+        if value is not None and value < smallest:
+            raise ConfigError(f"{name} is {value}: it must be at least {smallest}")
+    if settings.temperature is not None and not (settings.temperature > 0 and math.isfinite(settings.temperature)):
+        raise ConfigError(f"--temperature is {settings.temperature}: it must be positive; greedy responses come anyway")
+    if len(request.tasks) > 1 and request.data is not None and Path(request.data).is_file():
+        raise ConfigError(f"--data {request.data} is a file, for {len(request.tasks)} tasks: give a directory of files")
+    if PERPLEXITY in request.tasks and (request.data is None or not Path(request.data).exists()):
+        raise ConfigError(f"--tasks perplexity needs --data with a file of documents, found {request.data}")
+
+
+def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the tasks.
+
+    Args:
+      say: told how far it is, and of what was repaired.
+
+    Returns:
+      model, out (directory of the records), tasks (name to what `suite.summarise` or `run_perplexity` gives), and the
+      paper's averages.
+
+    Raises:
+      ConfigError: bad input. StorageError: records that cannot be written.
+    """
+    check(request)
+    problems = {
+        name: read_problems(TASKS[name], request.data, request.limit) for name in request.tasks if name in TASKS
+    }  # fmt: skip
+    config = load_experiment(request.experiment) if request.experiment else None
+    if is_run(request.model):
+        run = load_run(request.model)
+        model, tokenizer, config = run.model, run.tokenizer, config or run.config
+        params, baseline = (run.ema_params if request.ema else run.params), run.ema_params
+        place = Path(request.model) / "evals" / f"{run.step}{'-ema' if request.ema else ''}"
+    elif request.ema:
+        raise ConfigError(f"--ema: {request.model} is not a run directory, it has no moving average")
+    else:
+        model, params, tokenizer = load(request.model)
+        baseline, config = params, config or experiment_of(request.model)
+        place = Path("evals") / Path(request.model).name
+    out = request.out or place
+    settings = resolved(request.settings, config)
+    config = config or Config()
+    template = template_tokens(config.template, tokenizer)
+    examinee = Examinee(model, params, tokenizer, template, fingerprint(params))
+    results = {}
+    for name in request.tasks:
+        path = out / f"{name}.jsonl"
+        if name == PERPLEXITY:
+            # An experiment's text is that of its own data: of another file's records only where the user says so.
+            own = is_run(request.model) or request.experiment
+            text = request.text or (None if own else "{text}")
+            changed = over_file(config, settings, request.data, text, template, model.config.max_positions)
+            results[name] = run_perplexity(
+                model, params, baseline, tokenizer, template, changed, fingerprint((params, baseline)), request.limit,
+                path, say,
+            )  # fmt: skip
+        else:
+            results[name] = summarise(run_task(examinee, TASKS[name], problems[name], settings, path, say))
+    scored = {name: result for name, result in results.items() if name in TASKS}
+    return {"model": request.model, "out": str(out), "tasks": results, **(averages(scored) if scored else {})}
+
+
+def resolved(settings: SuiteConfig, config: Config | None) -> SuiteConfig:
+    """The settings with what the user left to the run or experiment that the model comes from, None where it has
+    none."""
+    temperature, thought_tokens = (0.7, 256) if config is None else (config.rlp.temperature, config.rlp.thought_tokens)
+    return dataclasses.replace(
+        settings,
+        temperature=temperature if settings.temperature is None else settings.temperature,
+        thought_tokens=settings.thought_tokens or thought_tokens,
+    )
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result in lines for a reader."""
+    lines = []
+    for name, row in result["tasks"].items():
+        if name == PERPLEXITY:
+            lines.append(
+                f"perplexity of {row['documents']} documents: {row['ppl_no_think']:.3f} without thoughts, "
+                f"{row['ppl_think']:.3f} with, {row['ppl_empty']:.3f} with empty ones, {row['ppl_shuffled']:.3f} with "
+                "another document's"
+            )
+            continue
+        sampled = "" if row["pass@1"] is None else f", pass@1[{row['samples']}] {_figure(row, 'pass@1')}"
+        lines.append(
+            f"{name}: {row['problems']} problems, greedy {_figure(row, 'greedy')}{sampled}; "
+            f"{row['answered']:.0%} answered, {row['stopped']:.0%} stopped, {row['tokens']:.0f} tokens a response"
+        )
+    for name, label in AVERAGES.items():
+        if result.get(name) is not None:
+            lines.append(f"{label} {result[name]:.2f}")
+    return "\n".join([*lines, f"records in {result['out']}"])
+
+
+def _figure(row: dict[str, Any], name: str) -> str:
+    error = row[f"{name}_se"]
+    return f"{row[name]:.2f}" if error is None else f"{row[name]:.2f} ± {error:.2f}"
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """One line of strict JSON."""
+    return json.dumps(strict(result), allow_nan=False)

@@ -1,0 +1,119 @@
+"""`rlp eval`: what it prints, what it writes, and that bad input is one line and exit code 2."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny_run import LLAMA, hasty_compilation, tiny_config, write_model
+
+from rlp_jax.checkpoint import Checkpoints, Position
+from rlp_jax.checkpoints_io.load import load
+from rlp_jax.cli import main
+from rlp_jax.config import Config, SuiteConfig, to_json
+from rlp_jax.evals.command import resolved
+from rlp_jax.optimizer import make_optimizer
+from rlp_jax.state import init_state
+
+ROWS = [{"question": f"What is {n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(3)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("eval")
+    write_model(root / "model", dataclasses.replace(LLAMA, max_positions=512))
+    (root / "mmlu_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = tiny_config(root)  # its model is the one above
+    (root / "run").mkdir()
+    (root / "run" / "config.json").write_text(to_json(config))
+    state = init_state(load(config.model).params, make_optimizer(config.optimizer, 1))
+    state.params["final_norm"]["scale"] *= 2.0
+    (root / "documents.jsonl").write_text("".join(json.dumps({"text": f"{n} abcd cdab {n}"}) + "\n" for n in range(5)))
+    with Checkpoints(root / "run", config.checkpoint) as checkpoints:
+        checkpoints.save(state, Position({}, {}, {}, ""))
+    with hasty_compilation(root / "cache"):
+        yield root
+
+
+def evaluated(capsys, *args):
+    assert main(["eval", *map(str, args), "--json"]) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out.splitlines()[-1]), out, err
+
+
+def test_a_benchmark(root, tmp_path, capsys):
+    arguments = (root / "model", "--tasks", "mmlu", "--data", root, "--shots", 0, "--max-tokens", 4, "--out", tmp_path)
+    result, out, err = evaluated(capsys, *arguments, "--limit", 2)
+    assert result["tasks"]["mmlu"]["problems"] == 2 and result["tasks"]["mmlu"]["pass@1"] is None
+    assert result["science_avg"] is None and result["out"] == str(tmp_path)
+    assert out.startswith("mmlu: 2 problems, greedy ") and "mmlu: 2 of 2" in err
+    more, _, err = evaluated(capsys, *arguments)
+    assert more["tasks"]["mmlu"]["problems"] == 3 and err == "mmlu: 3 of 3\n"
+    again, _, err = evaluated(capsys, *arguments)
+    assert again == more and err == ""
+
+
+def test_a_run_and_its_average(root, capsys, monkeypatch):
+    arguments = (root / "run", "--tasks", "perplexity", "--data", root / "documents.jsonl", "--positions", 2)
+    of_policy, out, _ = evaluated(capsys, *arguments)
+    of_average, _, _ = evaluated(capsys, *arguments, "--ema")
+    assert of_policy["out"] == str(root / "run" / "evals" / "0") and of_average["out"] == of_policy["out"] + "-ema"
+    policy, average = of_policy["tasks"]["perplexity"], of_average["tasks"]["perplexity"]
+    assert policy["documents"] == 5 and policy["thought_len"] <= 5  # the run's own cap
+    assert policy["ppl_no_think"] == average["ppl_no_think"] == average["ppl_no_think_policy"]
+    assert policy["ppl_no_think_policy"] != policy["ppl_no_think"] and "perplexity of 5 documents" in out
+    assert "math_avg" not in of_policy
+
+
+def test_thinking_takes_the_runs_template(root, tmp_path, capsys):
+    arguments = ("--tasks", "mmlu", "--data", root, "--shots", 0, "--max-tokens", 4, "--think", "--limit", 1)
+    evaluated(capsys, root / "run", *arguments, "--out", tmp_path)
+    head, record = (json.loads(line) for line in (tmp_path / "mmlu.jsonl").read_text().splitlines())
+    assert head["settings"]["thought_tokens"] == 5 and record["greedy"]["thought_tokens"] <= 5
+
+
+def test_what_the_run_decides():
+    assert resolved(SuiteConfig(), None) == SuiteConfig(temperature=0.7, thought_tokens=256)
+    config = Config()
+    config = dataclasses.replace(config, rlp=dataclasses.replace(config.rlp, temperature=0.5, thought_tokens=9))
+    assert resolved(SuiteConfig(), config) == SuiteConfig(temperature=0.5, thought_tokens=9)
+    given = SuiteConfig(temperature=1.0, thought_tokens=3)
+    assert resolved(given, config) == given
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "gsm9k"], "--tasks: unknown task 'gsm9k': there are gsm8k, math500"),
+        (["--tasks", "mmlu,mmlu"], "--tasks: mmlu is there twice"),
+        (["--tasks", ","], "--tasks is empty"),
+        (["--tasks", "mmlu", "--limit", "0"], "--limit is 0: it must be at least 1"),
+        (["--tasks", "mmlu", "--samples", "-1"], "--samples is -1: it must be at least 0"),
+        (["--tasks", "mmlu", "--max-tokens", "0"], "--max-tokens is 0"),
+        (["--tasks", "mmlu", "--temperature", "0"], "--temperature is 0.0: it must be positive"),
+        (["--tasks", "mmlu", "--temperature", "nan"], "--temperature is nan"),
+        (["--tasks", "mmlu", "--shots", "6"], "--shots is 6: mmlu has 0 to 5 worked examples"),
+        (["--tasks", "mmlu", "--ema"], "--ema: "),
+        (["--tasks", "mmlu,gpqa_diamond"], "is a file, for 2 tasks: give a directory"),
+        (["--tasks", "mmlu", "--max-tokens", "400"], "mmlu: problem 0 needs prompt"),
+        (["--tasks", "mmlu", "--experiment", "nosuch"], "unknown experiment 'nosuch'"),
+        (["--tasks", "mmlu", "--data", "no.jsonl"], "--data: no file or directory no.jsonl"),
+        (["--tasks", "perplexity", "--data", "no"], "--tasks perplexity needs --data"),
+        (["--tasks", "perplexity", "--text", "{text"], "data.text is '{text'"),
+        (["--tasks", "perplexity"], "no field 'text', the fields are 'question'"),
+    ],
+)
+def test_bad_input(root, tmp_path, capsys, arguments, message):
+    data = [] if "--data" in arguments else ["--data", str(root / "mmlu_test.jsonl")]
+    shots = [] if "--shots" in arguments or "400" in arguments else ["--shots", "0"]
+    code = main(["eval", str(root / "model"), *arguments, *data, *shots, "--out", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "") and err.startswith("rlp: error: ") and err.count("\n") == 1 and message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_and_missing_tasks(root, capsys):
+    assert main(["eval", "nosuch", "--tasks", "mmlu", "--data", str(root)]) == 2
+    assert "neither a preset nor" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        main(["eval", "quickstart"])
+    assert error.value.code == 2 and "--tasks" in capsys.readouterr().err
