@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from rlp_jax import rlp
-from rlp_jax.baselines import cpt, sft
+from rlp_jax.baselines import cpt, rlvr, rpt, sft
 from rlp_jax.config import Config
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.models.transformer import LanguageModel, Params
@@ -24,13 +24,14 @@ class Step(Protocol):
     """The parts of a step; the first and the last are jitted.
 
     Attributes:
-      judge: None, or (batch, samples, decode) -> samples between the two, on the host: a verifier's verdicts. Numpy
-        arrays of all documents in and out; every process of a run makes the same call.
+      judge: None, or (batch, samples, decode, again) -> samples between the two, on the host: a verifier's verdicts.
+        Numpy arrays of all documents in and out; every process of a run makes the same call. `again(*more)` samples
+        once more, with what `sample` is to know of it.
     """
 
-    judge: Callable[[dict, Any, Decode], Any] | None
+    judge: Callable[[dict, Any, Decode, Callable[..., Any]], Any] | None
 
-    def sample(self, params: Params, ema_params: Params, batch: dict, key: jax.Array) -> Any:
+    def sample(self, params: Params, ema_params: Params, batch: dict, key: jax.Array, *more: Any) -> Any:
         """What the policy says of a batch of documents, a NamedTuple with documents first in every leaf; None where
         nothing is sampled."""
 
@@ -47,4 +48,6 @@ ALGORITHMS: dict[str, MakeStep] = {
     "rlp": rlp.make_step,
     "cpt": cpt.make_step,
     "sft": sft.make_step,
+    "rpt": rpt.make_step,
+    "rlvr": rlvr.make_step,
 }

@@ -14,6 +14,10 @@ Match = Literal["tokens", "flops", "counted"]
 Dtype = Literal["float32", "bfloat16"]
 RolloutDtype = Literal["float32", "bfloat16", "int8"]
 RolloutLayout = Literal["same", "gathered"]
+Reward = Literal["gain", "likelihood"]
+Truncated = Literal["judged", "wrong", "masked"]
+LengthNormalisation = Literal["response", "constant"]
+Verifier = Literal["math", "choice", "exact", "reasoning_gym"]
 Remat = Literal["none", "elementwise", "layer"]
 
 
@@ -27,6 +31,8 @@ class Template:
 
     The baseline never sees any of it: it reads the plain document. `open` must not be empty (its last token is
     what predicts the first thought token). A thought ends when it has sampled the tokens of `close`.
+
+    Responses of "rpt" and "rlvr" hold thought and answer: they follow `open`, and end with `end` or at the cap.
     """
 
     instruction: str = (
@@ -35,6 +41,7 @@ class Template:
     )
     open: str = "<think>"
     close: str = "</think>"
+    end: str = ""  # of a response; "": the tokenizer's end-of-text token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,9 @@ class RLPConfig:
     rollout_dtype: RolloutDtype | None = None  # of sampling; None: compute_dtype; int8: its weights alone
     importance_cap: float = 0.0  # truncates pi_trainer / pi_sampler, which then weighs a token's loss; 0: no weight
     position_mode: PositionMode = "uniform"
+    # "likelihood" leaves out S_ema, which is the same for all thoughts of a position and so cancels in their advantage:
+    # the update is the same, only the reported reward is another.
+    reward: Reward = "gain"
     clip_low: float = 0.2  # epsilon_l; not stated, TRL's default
     clip_high: float = 0.2  # epsilon_h; not stated, TRL's default
     kl_coefficient: float = 0.0  # beta
@@ -68,6 +78,7 @@ class RLPConfig:
 
 
 WITHOUT_THOUGHTS: tuple[Algorithm, ...] = ("cpt", "sft")  # what samples nothing: one update a batch
+RESPONDING: tuple[Algorithm, ...] = ("rpt", "rlvr")  # what samples responses, and has them judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +94,41 @@ class SFTConfig:
 
     sequence_tokens: int = 8192  # as cpt's
     answer_pattern: str = ""  # regular expression of a final answer; responses without one are dropped ("" = none)
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """What "rpt" and "rlvr" share. Sampling and clipping are the settings of `rlp`, where a thought is the response."""
+
+    normalise: bool = True  # divide by the group's standard deviation, as GRPO does; false: RLP's advantage
+    drop_equal: bool = True  # groups of equal rewards take no part; false: they count in the mean, with no gradient
+    # Responses at the cap. "judged": like any other, so that the cap changes nothing silently; "wrong": reward 0
+    # whatever they say; "masked": no loss, and no part in their group's mean, standard deviation and number.
+    truncated: Truncated = "judged"
+    # "response": a response's mean over its tokens, equation 8; "constant": its sum over rlp.thought_tokens, so that
+    # long wrong responses are not punished less a token (Dr. GRPO, arXiv 2503.20783).
+    length: LengthNormalisation = "response"
+    answer_after: str = "</think>"  # answers stand after the first of these, without one there is none; "": anywhere
+    answer_open: str = "\\boxed{"  # the last one opens the answer; "": all that follows answer_after, to answer_close
+    answer_close: str = "}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RPTConfig(GRPOConfig):
+    """Reinforcement pre-training, arXiv 2506.08007: G=8, T=0.8 (rlp.group_size, rlp.temperature), 256 positions."""
+
+    proxy: str = ""  # model whose entropy chooses positions, as `model`; "": the moving average of the policy
+    entropy_top: int = 16  # likeliest tokens that the entropy is taken over, renormalised (not stated)
+    entropy_threshold: float = 1.0  # nats; 0.5, 1.0 and 1.5 are the paper's easy, medium and hard
+    rounds: int = 4  # of sampling at most, until every position's rewards differ (DAPO); not stated
+
+
+@dataclasses.dataclass(frozen=True)
+class RLVRConfig(GRPOConfig):
+    """Post-training on questions with verifiable answers: the document up to its span is the question, data.answer (""
+    = the span's text) the answer."""
+
+    verifier: Verifier = "math"  # "math" and "reasoning_gym" need a package each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +151,7 @@ class DataConfig:
     sources: tuple[str, ...] = ()
     text: str = "{text}"  # str.format over a jsonl record's fields
     span: str = ""  # likewise; the part of the text that positions of mode "span" come from ("" = all of it)
+    answer: str = ""  # likewise; what "rlvr" checks responses against ("" = the document's first span)
     span_pattern: str = ""  # regular expression: only its matches within the spans count ("" = all of a span)
     document_tokens: int = 2048  # longer documents are cut into consecutive pieces
     min_tokens: int = 8  # shorter pieces are dropped (and counted)
@@ -176,6 +223,8 @@ class Config:
     rlp: RLPConfig = RLPConfig()
     cpt: CPTConfig = CPTConfig()
     sft: SFTConfig = SFTConfig()
+    rpt: RPTConfig = RPTConfig()
+    rlvr: RLVRConfig = RLVRConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()

@@ -26,12 +26,25 @@ Batch = dict[str, jax.Array]
 SPARE = 8  # a bin holds so many times more documents than would fit at their longest
 
 
+class Verdict(NamedTuple):
+    """What a judge outside the model says of a batch's thoughts, in place of the information gain.
+
+    reward_BKG, advantage_BKG float32; weight_BKG float32, what each thought's term of equation (8) counts within its
+    position (1/G is the paper's). tally: sums over a document [B] by name, for the metrics; the learner wants none.
+    """
+
+    reward_BKG: jax.Array
+    advantage_BKG: jax.Array
+    weight_BKG: jax.Array
+    tally: dict[str, jax.Array]
+
+
 class Samples(NamedTuple):
     """What a rollout leaves for the learner.
 
     position_BK int32, valid_BK bool (False: the document had too few positions, weight 0), s_ema_BKH the baseline's
     log-probabilities, thought_BKGL int32, length_BKG, stopped_BKG, logprob_BKGL by the sampler. s_pred_BKG where the
-    rollout has scored its thoughts: then logprob_BKGL is log pi_old as well.
+    rollout has scored its thoughts: then logprob_BKGL is log pi_old as well. verdict where rewards come from outside.
     """
 
     position_BK: jax.Array
@@ -42,11 +55,17 @@ class Samples(NamedTuple):
     stopped_BKG: jax.Array
     logprob_BKGL: jax.Array
     s_pred_BKG: jax.Array | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def sampled_B(self) -> jax.Array:
+        """Tokens sampled over each document, those that a judge has left out included."""
+        return self.length_BKG.sum((1, 2)) if self.verdict is None else self.verdict.tally["sampled_tokens"]
 
 
 class Scores(NamedTuple):
-    """Rewards of a batch: reward_BKG = s_pred_BKG - s_ema_BK in nats a scored token; advantage_BKG; and the trainer's
-    log pi_old of the thoughts, old_logprob_BKGL, which later updates of the batch are measured against."""
+    """Rewards of a batch: reward_BKG = s_pred_BKG - s_ema_BK in nats a scored token, or a verdict's; advantage_BKG; and
+    the trainer's log pi_old of the thoughts, old_logprob_BKGL, which later updates of a batch are measured against."""
 
     reward_BKG: jax.Array
     advantage_BKG: jax.Array
@@ -126,7 +145,7 @@ class Learner:
     def scores(self, params: Params, whole: Part) -> Scores:
         """Rewards and log pi_old without a gradient: from the rollout if it has found them, else by a forward."""
         if whole.samples.s_pred_BKG is not None:
-            return _scores(whole.samples, whole.samples.s_pred_BKG, whole.samples.logprob_BKGL)
+            return _scores(self.config, whole.samples, whole.samples.s_pred_BKG, whole.samples.logprob_BKGL)
 
         def of_part(part, score):
             return (), _loss(params, None, self.config, part, score, jnp.ones(()))[1][1]
@@ -288,10 +307,14 @@ def _loss(params, reference_params, config: Config, part: Part, score: Callable,
     logprob_BKGL = scored.logprob_BRL
     if scores is None:
         s_pred_BKG = objective.sequence_logprob(scored.target_logprob_BRH)
-        scores = jax.lax.stop_gradient(_scores(samples, s_pred_BKG, logprob_BKGL))
+        scores = jax.lax.stop_gradient(_scores(config, samples, s_pred_BKG, logprob_BKGL))
 
     mask_BKGL = jnp.arange(samples.thought_BKGL.shape[-1]) < samples.length_BKG[..., None]
     weight_BKG = jnp.broadcast_to(samples.valid_BK[..., None], samples.length_BKG.shape) / (total * rlp.group_size)
+    counted_BKGL = mask_BKGL & samples.valid_BK[..., None, None]
+    if samples.verdict is not None:
+        weight_BKG = jnp.where(samples.valid_BK[..., None], samples.verdict.weight_BKG, 0.0) / total
+        counted_BKGL &= samples.verdict.weight_BKG[..., None] > 0
     ratio_BKGL = objective.importance_ratio(logprob_BKGL, scores.old_logprob_BKGL, mask_BKGL)
     weight_BKGL = None
     if rlp.importance_cap > 0:
@@ -308,7 +331,6 @@ def _loss(params, reference_params, config: Config, part: Part, score: Callable,
         kl = jnp.sum(weight_BKG * objective.token_kl(logprob_BKGL, reference_BKGL, mask_BKGL))
         loss = loss + rlp.kl_coefficient * kl
 
-    counted_BKGL = mask_BKGL & samples.valid_BK[..., None, None]
     clipped = objective.clip_fraction(ratio_BKGL, scores.advantage_BKG, counted_BKGL, rlp.clip_low, rlp.clip_high)
     tokens = counted_BKGL.sum().astype(jnp.float32)
     # Where the sampler's own numbers are log pi_old, the trainer's are this forward's: the same in the first update.
@@ -323,9 +345,15 @@ def _loss(params, reference_params, config: Config, part: Part, score: Callable,
     return loss, (jax.lax.stop_gradient(sums), scores)
 
 
-def _scores(samples: Samples, s_pred_BKG: jax.Array, logprob_BKGL: jax.Array) -> Scores:
+def _scores(config: Config, samples: Samples, s_pred_BKG: jax.Array, logprob_BKGL: jax.Array) -> Scores:
     s_ema_BK = objective.sequence_logprob(samples.s_ema_BKH)
-    reward_BKG = objective.information_gain(s_pred_BKG, s_ema_BK)
+    if (verdict := samples.verdict) is not None:
+        nothing_BKG = jnp.zeros_like(verdict.reward_BKG)  # what comes after a response is no reward
+        return Scores(verdict.reward_BKG, verdict.advantage_BKG, nothing_BKG, s_ema_BK, logprob_BKGL)
+    if config.rlp.reward == "likelihood":
+        reward_BKG = jax.lax.stop_gradient(s_pred_BKG)
+    else:
+        reward_BKG = objective.information_gain(s_pred_BKG, s_ema_BK)
     return Scores(reward_BKG, objective.group_relative_advantage(reward_BKG), s_pred_BKG, s_ema_BK, logprob_BKGL)
 
 

@@ -46,12 +46,13 @@ def information_gain(s_pred_G: chex.Array, s_ema: chex.Array) -> chex.Array:
     return jax.lax.stop_gradient(_at_least_float32(s_pred_G) - _at_least_float32(s_ema)[..., None])
 
 
-def group_relative_advantage(reward_G: chex.Array) -> chex.Array:
+def group_relative_advantage(reward_G: chex.Array, counted_G: chex.Array | None = None) -> chex.Array:
     """Equation (7): A_i = G/(G-1) (r_i - mean_j r_j), which is r_i minus the mean of the others. No division by a
     standard deviation.
 
     Args:
       reward_G: [..., G] rewards, G >= 2.
+      counted_G: [..., G] bool, thoughts whose rewards count, the formula's G; others get 0. None: all, the paper's.
 
     Returns:
       [..., G] advantages, no gradient.
@@ -63,8 +64,41 @@ def group_relative_advantage(reward_G: chex.Array) -> chex.Array:
     if group_size < 2:
         raise ValueError(f"group_size is {group_size}: a group-relative advantage needs at least 2 thoughts")
     reward_G = _at_least_float32(reward_G)
+    if counted_G is not None:
+        counted_1 = counted_G.sum(-1, keepdims=True)
+        return jax.lax.stop_gradient(_centred(reward_G, counted_G) * (counted_1 / jnp.maximum(counted_1 - 1, 1)))
     centred_G = reward_G - reward_G.mean(-1, keepdims=True)
     return jax.lax.stop_gradient(centred_G * (group_size / (group_size - 1)))
+
+
+def group_normalised_advantage(reward_G: chex.Array, counted_G: chex.Array | None = None) -> chex.Array:
+    """A_i = (r_i - mean_j r_j) / std_j r_j: GRPO's, which RPT and RLVR use and RLP does not (DeepSeekMath, arXiv
+    2402.03300, section 4.1.2). The standard deviation is that of the G rewards (divided by G, not G-1).
+
+    A group of equal rewards gives exactly 0: what rounding leaves of its centre must not be divided by as much.
+
+    Args:
+      reward_G: [..., G] rewards.
+      counted_G: [..., G] bool, the thoughts whose rewards count; others get 0. None: all.
+
+    Returns:
+      [..., G] advantages, no gradient.
+    """
+    reward_G = _at_least_float32(reward_G)
+    counted_G = jnp.ones(reward_G.shape, bool) if counted_G is None else counted_G
+    centred_G = _centred(reward_G, counted_G)
+    largest_1 = jnp.abs(centred_G).max(-1, keepdims=True)
+    differ_1 = rewards_differ(reward_G, counted_G)[..., None] & (largest_1 > 0)
+    scaled_G = centred_G / jnp.where(differ_1, largest_1, 1.0)  # the square of a small number may be nought
+    deviation_1 = jnp.sqrt(_masked_mean(scaled_G**2, counted_G))[..., None]
+    return jax.lax.stop_gradient(jnp.where(differ_1, scaled_G / jnp.where(differ_1, deviation_1, 1.0), 0.0))
+
+
+def rewards_differ(reward_G: chex.Array, counted_G: chex.Array) -> chex.Array:
+    """Whether a group teaches anything: its counted rewards are not all equal (DAPO, arXiv 2503.14476, section 3.2).
+    [..., G] -> [...] bool."""
+    highest = jnp.where(counted_G, reward_G, -jnp.inf).max(-1)
+    return highest > jnp.where(counted_G, reward_G, jnp.inf).min(-1)
 
 
 def importance_ratio(logprob_GL: chex.Array, old_logprob_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
@@ -168,6 +202,11 @@ def ema_update(ema_params: chex.ArrayTree, params: chex.ArrayTree, decay: float 
 
     chex.assert_trees_all_equal_shapes(ema_params, params)
     return jax.tree.map(update, ema_params, params)
+
+
+def _centred(reward_G: chex.Array, counted_G: chex.Array) -> chex.Array:
+    """Rewards less the mean of those that count; 0 elsewhere."""
+    return jnp.where(counted_G, reward_G - _masked_mean(reward_G, counted_G)[..., None], 0.0)
 
 
 def _masked_mean(value_L: chex.Array, mask_L: chex.Array) -> chex.Array:

@@ -94,9 +94,10 @@ def think(
     position_BK: jax.Array,
     key_BKG: jax.Array,
     target_BKH: jax.Array | None = None,
+    ends: jax.Array | None = None,
 ) -> Rollout:
     """Samples G thoughts at each position, as the settings say: [B, R] thoughts, R = K·G. Scores the true tokens after
-    them too if they are given."""
+    them too if they are given. `ends` is the engine's."""
     rlp, group_size = config.rlp, key_BKG.shape[-1]
     if rlp.rollout_dtype == "int8":
         model, params = quantise(model, params)
@@ -110,6 +111,7 @@ def think(
         return sample_thoughts(
             model, params, cache, prefix_BR, template.open, template.close, key_BR, rlp.thought_tokens, rlp.temperature,
             group_size=group_size, slots=rlp.slots or None, keep=token_filter(config), target_BRH=target_BRH,
+            ends=ends,
         )  # fmt: skip
 
     prefix_BR = prefix_length(template, position_BK, group_size)
@@ -142,7 +144,9 @@ def learn(
         grads, metrics, scores = learner.gradient(state.params, reference_params, part)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["reward_mean"])
-        state = apply_gradient(optimizer, rlp.ema_decay, state, step, grads, finite)
+        # A judge may leave nothing to learn from; momentum would move parameters even so.
+        useful = finite if part.samples.verdict is None else finite & part.samples.valid_BK.any()
+        state = apply_gradient(optimizer, rlp.ema_decay, state, step, grads, useful)
         return state, metrics | {"grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}, scores
 
     whole = Part(batch, samples, None)

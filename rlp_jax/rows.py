@@ -58,16 +58,16 @@ class Clock:
 
 def throughput(config: Config, batch: dict, samples: Samples | None, clock: Clock) -> dict[str, float]:
     """Tokens of the batch's documents and of the thoughts sampled over them, thought tokens sampled a second, and
-    tokens learnt from a second: each document once and its thoughts."""
+    tokens learnt from a second: each document once and its thoughts. A judge may sample on, so its time counts."""
     read = int(np.sum(fetch(batch["length_B"])))
     rate = 1 / max(clock.seconds["learn"], 1e-9)
     if samples is None:
         return {"input_tokens": read, "learner_tokens_per_s": read * rate}
-    sampled = int(np.sum(fetch(samples.length_BKG)))
+    sampled = int(np.sum(fetch(samples.sampled_B)))
     return {
         "input_tokens": read,
         "sampled_tokens": sampled,
-        "sampled_tokens_per_s": sampled / max(clock.seconds["sample"], 1e-9),
+        "sampled_tokens_per_s": sampled / max(clock.seconds["sample"] + clock.seconds.get("judge", 0.0), 1e-9),
         "learner_tokens_per_s": (read + sampled) * config.rlp.updates_per_batch * rate,
     }
 
@@ -165,7 +165,7 @@ def thought_rows(
                 "document": int(batch["document_B"][b]),
                 "prefix": decode(tokens_T[:t].tolist())[-PREFIX_CHARACTERS:],
                 "target": decode(tokens_T[t : t + horizon].tolist()),
-                "s_ema": float(samples.s_ema_BKH[b, 0].mean()),
+                "s_ema": float(samples.s_ema_BKH[b, 0].mean()) if samples.verdict is None else None,
                 "thoughts": thoughts,
             }
         )

@@ -18,7 +18,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from rlp_jax.config import WITHOUT_THOUGHTS, CheckpointConfig, Config, ConfigError, MeshConfig, to_json
+from rlp_jax.config import (
+    RESPONDING,
+    WITHOUT_THOUGHTS,
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    MeshConfig,
+    RLPConfig,
+    to_json,
+)
 
 PACKAGE = Path(__file__).resolve().parent
 # In a checkout beside the package, in an installed wheel inside it.
@@ -246,6 +255,8 @@ def validate(config: Config) -> None:
         "rlp.microbatches": rlp.microbatches,
         "cpt.sequence_tokens": config.cpt.sequence_tokens,
         "sft.sequence_tokens": config.sft.sequence_tokens,
+        "rpt.rounds": config.rpt.rounds,
+        "rpt.entropy_top": config.rpt.entropy_top,
         "data.document_tokens": data.document_tokens,
         "data.min_tokens": data.min_tokens,
         "data.heldout_documents": data.heldout_documents,
@@ -267,6 +278,7 @@ def validate(config: Config) -> None:
         "rlp.importance_cap": rlp.importance_cap,
         "rlp.clip_high": rlp.clip_high,
         "rlp.kl_coefficient": rlp.kl_coefficient,
+        "rpt.entropy_threshold": config.rpt.entropy_threshold,
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.warmup_steps": optimizer.warmup_steps,
         "checkpoint.keep_every": config.checkpoint.keep_every,
@@ -331,6 +343,8 @@ def validate(config: Config) -> None:
         )
     if config.algorithm in WITHOUT_THOUGHTS:
         _validate_without_thoughts(config)
+    if config.algorithm in RESPONDING:
+        _validate_responding(config)
     if not config.model:
         raise ConfigError("model is empty: give a preset, a Hugging Face directory or a GGUF file")
     if not data.sources:
@@ -355,6 +369,16 @@ def _validate_without_thoughts(config: Config) -> None:
         raise ConfigError(
             f"sft.answer_pattern is {config.sft.answer_pattern!r}, no regular expression: {error}"
         ) from None
+
+
+def _validate_responding(config: Config) -> None:
+    name, settings = config.algorithm, getattr(config, config.algorithm)
+    if not settings.answer_close:
+        raise ConfigError(f"{name}.answer_close is empty: give the text that ends an answer")
+    if name == "rlvr" and config.rlp.positions != 1:
+        raise ConfigError(f"rlp.positions is {config.rlp.positions}: algorithm rlvr responds to a document once, set 1")
+    if config.rlp.reward != RLPConfig().reward:
+        raise ConfigError(f"rlp.reward is {config.rlp.reward!r}: algorithm {name} has a judge's, leave it as it is")
 
 
 def check_devices(config: Config, mesh_shape: tuple[int, int, int, int]) -> None:

@@ -8,6 +8,7 @@ it writes then is what it would have written without the interruption (timings a
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import re
 import time
@@ -19,11 +20,13 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from rlp_jax.algorithms import ALGORITHMS
+from rlp_jax.algorithms import ALGORITHMS, Decode, Step
+from rlp_jax.baselines.rlvr import check_verifier
+from rlp_jax.baselines.rpt import check_proxy
 from rlp_jax.checkpoint import DIRECTORY, Checkpoints, Position, latest_step, truncate_logs
 from rlp_jax.checkpoints_io.leaves import Target
 from rlp_jax.checkpoints_io.load import open_model
-from rlp_jax.config import Config, ConfigError, to_json
+from rlp_jax.config import RESPONDING, Config, ConfigError, to_json
 from rlp_jax.data.pipeline import Batch, TrainBatches, heldout_batches, load_documents, train_batches
 from rlp_jax.data.template import TemplateTokens, check_lengths, template_tokens
 from rlp_jax.distributed import Team, fetch, own_rows
@@ -144,7 +147,10 @@ def prepare(config: Config, console: Console, team: Team, fresh: bool = True) ->
     check_lengths(tokens, config, model.config.max_positions)
     with console.status("reading documents"):
         examples = config.sft if config.algorithm == "sft" else None
-        splits = load_documents(config.data, tokenizer, config.seed, config.rlp.position_mode, examples=examples)
+        questions = config.algorithm == "rlvr"
+        splits = load_documents(
+            config.data, tokenizer, config.seed, config.rlp.position_mode, examples=examples, questions=questions
+        )
     shape = (config.data.document_tokens, tokenizer.pad_id)
     rows = own_rows(mesh, config.batch_documents)
     batches = train_batches(splits.train, config.batch_documents, *shape, config.seed, rows=rows)
@@ -156,6 +162,10 @@ def prepare(config: Config, console: Console, team: Team, fresh: bool = True) ->
             "only one held-out document: the shuffled control needs another one's thought, so raise eval.documents, "
             "eval.batch_documents or data.heldout_fraction, or add documents to data.sources"
         )
+    if config.algorithm == "rpt":
+        check_proxy(config, tokenizer)
+    if config.algorithm == "rlvr":
+        check_verifier(config.rlvr)
     counts = ", ".join(f"{name} {count}" for name, count in splits.report.items() if count)
     console.print(f"data: {counts}", markup=False, highlight=False, soft_wrap=True)
     params = read(Target(mesh)) if fresh or config.rlp.kl_coefficient > 0 else None
@@ -222,6 +232,7 @@ def loop(
     reference = parts.params if config.rlp.kl_coefficient > 0 else None
     step = ALGORITHMS[config.algorithm](model, optimizer, tokens, config, reference, mesh)
     batches, heldout = parts.batches, [place_batch(batch, mesh) for batch in parts.heldout]
+    closing = 0 if config.algorithm in RESPONDING else len(tokens.close)  # responses are shown whole
     state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints, team)
     learn = in_place(step.learn, state, mesh)
     n = int(state.step)
@@ -258,10 +269,11 @@ def loop(
             clock = Clock(team)
             batch = place_batch(next(batches), mesh, config.batch_documents)
             clock.lap("data")
-            samples = step.sample(state.params, state.ema_params, batch, run_key(config.seed, n))
+            sample = functools.partial(step.sample, state.params, state.ema_params, batch, run_key(config.seed, n))
+            samples = sample()
             clock.lap("sample", samples)
             if step.judge is not None:
-                samples = place_batch(step.judge(*fetch((batch, samples)), decode), mesh)
+                samples = place_batch(judged(step, batch, samples, sample, decode), mesh)
                 clock.lap("judge")
             state, metrics, scores = learn(state, batch, samples)
             clock.lap("learn", metrics)
@@ -274,7 +286,7 @@ def loop(
             row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.updates))
             row |= clock.row() | throughput(config, batch, samples, clock)
             row["goodput"] = goodput(progress.productive, started, time.time())
-            row |= watch(progress, row, len(tokens.close), log)
+            row |= watch(progress, row, closing, log)
             log.step(row)
             if row["finite"] != 1.0:
                 log.not_finite(rows := not_finite_rows(n, batch, samples, scores, decode))
@@ -282,7 +294,16 @@ def loop(
                     file = str(run_dir / "nonfinite.jsonl")
                     raise TooManySkipped(skipped_message(progress.skipped_in_a_row, rows, file))
             if n % THOUGHTS_EVERY == 0 or n == 1:
-                log.thoughts(thought_rows(n, batch, samples, scores, decode, len(tokens.close)))
+                log.thoughts(thought_rows(n, batch, samples, scores, decode, closing))
+
+
+def judged(step: Step, batch: Batch, samples: Any, sample: Callable, decode: Decode) -> Any:
+    """The samples with the judge's verdicts, on the host; `sample` samples the batch once more."""
+
+    def again(*more):
+        return fetch(sample(*more))
+
+    return step.judge(*fetch((batch, samples)), decode, again)
 
 
 def start_or_resume(

@@ -111,6 +111,47 @@ def test_a_group_needs_two_thoughts(shape):
         objective.group_relative_advantage(jnp.zeros(shape))
 
 
+def test_group_normalised_advantage_by_hand():
+    # mean 1/4, deviations (3/4, -1/4, -1/4, -1/4), their squares' mean 3/16: (3/4) / (sqrt(3)/4) = sqrt(3)
+    advantage_G = objective.group_normalised_advantage(jnp.array([1, 0, 0, 0]))
+    np.testing.assert_allclose(advantage_G, [3**0.5, *[-(3**-0.5)] * 3], rtol=1e-6)
+    # in units of the spread: it does not scale, nor shift
+    for reward_G in ([4.0, 1.0], [400.0, 100.0], [5.0, 2.0]):
+        np.testing.assert_allclose(objective.group_normalised_advantage(jnp.array(reward_G)), [1.0, -1.0], rtol=1e-6)
+    # three times 0.1 has another mean in float32: its rounding must not be divided by itself
+    assert not objective.group_normalised_advantage(jnp.full((5, 3), 0.1)).any()
+    assert jax.grad(lambda r: objective.group_normalised_advantage(r).sum())(jnp.array([1.0, 0.0])).tolist() == [0, 0]
+
+
+def test_advantages_of_those_that_count():
+    reward_G, counted_G = jnp.array([1.0, 2.0, jnp.nan, 6.0]), jnp.array([True, True, False, True])
+    # mean of 1, 2 and 6 is 3; centred (-2, -1, 3) times 3/2; their squares' mean is 14/3
+    relative_G = objective.group_relative_advantage(reward_G, counted_G)
+    np.testing.assert_allclose(relative_G, [-3, -1.5, 0, 4.5], rtol=1e-6)
+    normalised_G = objective.group_normalised_advantage(reward_G, counted_G)
+    np.testing.assert_allclose(normalised_G, np.array([-2, -1, 0, 3]) / (14 / 3) ** 0.5, rtol=1e-6)
+    for one_G in (jnp.array([True, False, False, False]), jnp.zeros(4, bool)):
+        for advantage in (objective.group_relative_advantage, objective.group_normalised_advantage):
+            np.testing.assert_array_equal(advantage(reward_G, one_G), np.zeros(4))
+        assert not objective.rewards_differ(reward_G, one_G)
+    assert objective.rewards_differ(reward_G, counted_G)
+
+
+@given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=6), st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_counting_some_is_as_if_the_others_were_not_there(rewards, random_):
+    counted = [random_.random() < 0.7 for _ in rewards]
+    left = [reward for reward, counts in zip(rewards, counted, strict=True) if counts]
+    if len(left) < 2:
+        return
+    for advantage in (objective.group_relative_advantage, objective.group_normalised_advantage):
+        of_all = advantage(jnp.array(rewards, jnp.float32), jnp.array(counted))
+        alone = advantage(jnp.array(left, jnp.float32))
+        assert np.isfinite(alone).all()
+        np.testing.assert_allclose(np.asarray(of_all)[np.array(counted)], alone, rtol=1e-4, atol=1e-5)
+        assert not np.asarray(of_all)[~np.array(counted)].any()
+
+
 def test_importance_ratio_by_hand():
     # log ratios log 2, log 1/2 and a masked place
     logprob_GL = jnp.log(jnp.array([[0.5, 0.25, 0.9]]))

@@ -262,6 +262,24 @@ def test_the_baseline_changes_rewards_and_nothing_else():
     assert relative_error(other_new.opt_state, new.opt_state) < 1e-5
 
 
+def test_a_likelihood_reward_without_baseline_gives_the_same_update():
+    """S_ema is one number for all thoughts of a position: it shifts their rewards and cancels in the advantage."""
+    model, state, batch, samples = prepared()
+    new, metrics, scores = steps(model, TEMPLATE, CONFIG)[2](state, batch, samples)
+    other, other_metrics, other_scores = steps(model, TEMPLATE, configure(reward="likelihood"))[2](
+        state, batch, samples
+    )
+    valid_BK = np.asarray(samples.valid_BK)
+    np.testing.assert_array_equal(other_scores.reward_BKG[valid_BK], scores.s_pred_BKG[valid_BK])
+    shift_BKG = scores.s_pred_BKG - scores.s_ema_BK[..., None]
+    np.testing.assert_array_equal(scores.reward_BKG[valid_BK], shift_BKG[valid_BK])
+    np.testing.assert_allclose(other_metrics["reward_mean"], metrics["s_pred"], rtol=1e-6)
+    assert abs(metrics["reward_mean"] - other_metrics["reward_mean"]) > 0.1
+    # What remains is the rounding of a mean of other numbers.
+    np.testing.assert_allclose(other_scores.advantage_BKG, scores.advantage_BKG, rtol=1e-5, atol=2e-6)
+    assert relative_error(other.opt_state, new.opt_state) < 1e-6
+
+
 @pytest.mark.parametrize("where", ["params", "reward", "one microbatch", "gradient"])
 def test_what_is_not_finite_changes_nothing_but_the_step_counter(where, monkeypatch):
     config = configure(microbatches=2) if where == "one microbatch" else CONFIG

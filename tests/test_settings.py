@@ -13,6 +13,7 @@ from rlp_jax.config import (
     MeshConfig,
     OptimizerConfig,
     RLPConfig,
+    RPTConfig,
     to_json,
 )
 from rlp_jax.settings import check_devices, experiment_of, fingerprint, from_json, is_run, load_experiment, validate
@@ -59,6 +60,22 @@ def test_every_field_counts_in_the_fingerprint_that_decides_a_steps_numbers():
     )
     cosine = dataclasses.replace(GOOD, optimizer=OptimizerConfig(final_learning_rate=1e-7))
     assert fingerprint(cosine) != fingerprint(dataclasses.replace(cosine, steps=7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rpt": RPTConfig(rounds=0)}, r"rpt.rounds is 0: it must be at least 1"),
+        ({"rpt": RPTConfig(entropy_threshold=-1.0)}, r"rpt.entropy_threshold is -1.0: it must not be negative"),
+        ({"rpt": RPTConfig(answer_close="")}, r"rpt.answer_close is empty"),
+        ({"algorithm": "rlvr", "rlp": RLPConfig(positions=2)}, r"rlp.positions is 2: algorithm rlvr responds .* once"),
+        ({"rlp": RLPConfig(reward="likelihood")}, r"rlp.reward is 'likelihood': algorithm rpt has a judge's"),
+    ],
+)
+def test_settings_of_the_judged_algorithms(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(dataclasses.replace(GOOD, **{"algorithm": "rpt", **changes}))
+    validate(dataclasses.replace(GOOD, algorithm="rpt", rlp=RLPConfig(positions=2)))
 
 
 def test_batches_must_divide_over_data_and_fsdp():

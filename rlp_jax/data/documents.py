@@ -15,12 +15,14 @@ class Document(NamedTuple):
     spans: (start, end) character ranges that positions of mode "span" come from.
     id: its number within its source.
     name: where it stands: "file:line", or the generator and number.
+    answer: what a response to it is checked against, where its source says so.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     id: int
     name: str
+    answer: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,12 +34,14 @@ class TokenizedDocument:
     id: from the document's text and the piece's place in it, in [0, 2**31) so that jax keeps it whole without 64-bit
       integers. The same whatever the order of files and documents.
     name: the document's, with "#2" for its second piece and so on.
+    answer: of a question, UTF-8.
     """
 
     tokens_T: np.ndarray
     span_T: np.ndarray
     id: int
     name: str
+    answer: bytes = b""
 
 
 def stable_hash(purpose: str, text: str) -> int:

@@ -5,6 +5,7 @@ Documents are tokenised once, before training. Grain then shuffles, repeats and 
 """
 
 import collections
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,6 +36,7 @@ def load_documents(
     position_mode: PositionMode = "uniform",
     progress=None,
     examples: SFTConfig | None = None,
+    questions: bool = False,
 ) -> Splits:
     """Read, tokenise, cut and split all documents.
 
@@ -46,16 +48,18 @@ def load_documents(
       progress: called with (documents read, documents in all) after each document.
       examples: documents are prompts with responses, their spans. Dropped are those without a final answer, and those
         that do not fit into one piece: the end of a response alone is no example.
+      questions: documents are questions (up to their span) with answers to check responses against. Dropped are those
+        that do not fit into one piece.
 
     Returns:
       Splits, whose report counts: documents, duplicates (documents whose text came before), pieces, short (pieces
       dropped for having fewer than min_tokens), without_span (dropped in mode "span"), train, heldout (pieces kept in
       each split), heldout_unused (held-out pieces beyond heldout_documents), train_tokens, heldout_tokens; of examples
-      without_answer and too_long, too.
+      without_answer and too_long, of questions too_long, too.
 
     Raises:
       ConfigError: a setting out of range, a source that cannot be read (the message names file and line), an example
-        without a prompt, or no example left.
+        without a prompt, a question without an answer, or no example left.
     """
     _check(config)
     pattern = re.compile(config.span_pattern) if config.span_pattern else None
@@ -77,6 +81,8 @@ def load_documents(
             pieces = cut(narrowed, tokenizer, config.document_tokens, occurrence)
             if examples is not None:
                 pieces = _of_example(document, pieces, examples, report)
+            if questions:
+                pieces = _of_question(document, pieces, report)
             for piece in pieces:
                 report["pieces"] += 1
                 if len(piece.tokens_T) < config.min_tokens:
@@ -102,6 +108,7 @@ def load_documents(
         )
     names = ["documents", "duplicates", "pieces", "short", "without_span", "train", "heldout", "heldout_unused"]
     names += ["train_tokens", "heldout_tokens"] + (["without_answer", "too_long"] if examples is not None else [])
+    names += ["too_long"] if questions else []
     return Splits(train, kept, {name: int(report[name]) for name in names})
 
 
@@ -122,12 +129,32 @@ def _of_example(
     return []
 
 
+def _of_question(
+    document: Document, pieces: list[TokenizedDocument], report: collections.Counter
+) -> list[TokenizedDocument]:
+    """The piece that a question is, with its answer, or none, counted, where it does not fit into one."""
+    answer = document.answer
+    if not answer and document.spans and document.spans != ((0, len(document.text)),):
+        start, end = document.spans[0]
+        answer = document.text[start:end]
+    if not answer.strip():
+        raise ConfigError(
+            f"{document.name}: no answer to check responses against: say where it stands, for instance "
+            "data.answer='{answer}'"
+        )
+    if len(pieces) > 1:
+        report["too_long"] += 1
+        return []
+    return [dataclasses.replace(piece, answer=answer.encode()) for piece in pieces]
+
+
 def collate(
     documents: Sequence[TokenizedDocument],
     document_tokens: int,
     pad_id: int,
     pad_multiple: int = 64,
     rows: Sequence[int] | None = None,
+    answer_bytes: int = 0,
 ) -> Batch:
     """Stack documents into a batch, padded on the right to a multiple of pad_multiple, at most document_tokens: few
     shapes for jit.
@@ -135,9 +162,11 @@ def collate(
     Args:
       documents: of the whole batch, which decides the padding.
       rows: stack only these of them, by default all.
+      answer_bytes: room for the answers of questions; 0: the documents are none.
 
     Returns:
-      `tokens_BT` int32, `length_B` int32, `span_BT` bool, `document_B` int64, `weight_B` float32 of ones.
+      `tokens_BT` int32, `length_B` int32, `span_BT` bool, `document_B` int64, `weight_B` float32 of ones; of questions
+      `answer_BA` uint8 too, the answer's UTF-8 with zeros behind it.
     """
     longest = max(len(document.tokens_T) for document in documents)
     padded = min(-(-longest // pad_multiple) * pad_multiple, document_tokens)
@@ -148,13 +177,18 @@ def collate(
     for row, document in enumerate(documents):
         tokens_BT[row, : length_B[row]] = document.tokens_T
         span_BT[row, : length_B[row]] = document.span_T
-    return {
+    batch = {
         "tokens_BT": tokens_BT,
         "length_B": length_B,
         "span_BT": span_BT,
         "document_B": np.array([document.id for document in documents], np.int64),
         "weight_B": np.ones(len(documents), np.float32),
     }
+    if answer_bytes:
+        batch["answer_BA"] = np.zeros((len(documents), answer_bytes), np.uint8)
+        for row, document in enumerate(documents):
+            batch["answer_BA"][row, : len(document.answer)] = np.frombuffer(document.answer, np.uint8)
+    return batch
 
 
 class TrainBatches:
@@ -217,13 +251,14 @@ def train_batches(
         )
     # Grain seeds epoch e with seed + e. Hashed, neighbouring seeds do not share epochs.
     shuffle_seed = stable_hash("shuffle", str(seed)) >> 32
+    answer_bytes = max(len(document.answer) for document in documents)
     repeated = grain.MapDataset.source(documents).shuffle(shuffle_seed).repeat()
     # drop_remainder: nothing remains of an endless stream, and without it Grain rounds its length up in floating point,
     # which overflows for batches of one.
     dataset = repeated.batch(
         batch_documents,
         drop_remainder=True,
-        batch_fn=lambda batch: collate(batch, document_tokens, pad_id, pad_multiple, rows),
+        batch_fn=lambda batch: collate(batch, document_tokens, pad_id, pad_multiple, rows, answer_bytes),
     )
     contents = " ".join(str(document.id) for document in documents)
     fingerprint = stable_hash("documents", f"{seed} {batch_documents} {contents}")

@@ -28,11 +28,12 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors open UTF-8 files with it
 
 # name: (seed, number of documents) -> source
 GENERATORS: dict[str, Callable[[int, int], Sequence[Document]]] = {"compose": _compose}
+REASONING_GYM = "reasoning_gym/"  # before the name of one of that package's datasets
 
 
 def open_sources(config: DataConfig, seed: int) -> list[Sequence[Document]]:
     """Open `config.sources`: paths of .jsonl and .txt files or of directories of them (read in order of name), and
-    generators by name, with a number of documents if wanted ("compose:1000").
+    generators by name, with a number of documents if wanted ("compose:1000", "reasoning_gym/chain_sum:1000").
 
     Raises:
       ConfigError: no source, an unknown name or kind of file, a missing or empty file, or a broken template.
@@ -44,6 +45,10 @@ def open_sources(config: DataConfig, seed: int) -> list[Sequence[Document]]:
         name, _, size = source.partition(":")
         if name in GENERATORS:
             sources.append(GENERATORS[name](seed, _size(source, size)))
+        elif name.startswith(REASONING_GYM):
+            from rlp_jax.data.reasoning_gym import ReasoningGymSource
+
+            sources.append(ReasoningGymSource(name.removeprefix(REASONING_GYM), seed, _size(source, size)))
         else:
             sources.extend(_open_path(Path(source), config))
     return sources
@@ -77,6 +82,7 @@ class JsonlSource:
     Args:
       path: the file.
       text: format string over a record's fields, "{question}\\n{answer}".
+      answer: likewise; what a response is checked against.
       span: likewise; the part of the text that positions of mode "span" come from, "" for all of it. Where the format
         string `span` is a part of the format string `text`, that part of every document (each time, if it is there more
         than once); else the last place where the formatted span stands in the formatted text.
@@ -86,10 +92,11 @@ class JsonlSource:
         JSON object, lacks a field, or whose span is not in its text.
     """
 
-    def __init__(self, path: Path, text: str = "{text}", span: str = ""):
-        self.path, self.text, self.span = path, text, span
+    def __init__(self, path: Path, text: str = "{text}", span: str = "", answer: str = ""):
+        self.path, self.text, self.span, self.answer = path, text, span, answer
         check_template("data.text", text, needs_field=True)
         check_template("data.span", span)
+        check_template("data.answer", answer)
         self._before_span = _prefixes(text, span)
         # Byte offsets of the lines that hold something: random access for a few bytes a document.
         offsets, lines, offset = [], [], 0
@@ -116,7 +123,7 @@ class JsonlSource:
         place = f"{self.path}:{line}"
         record = _parse(_decode(raw, self.path, line), place)
         text = _format(self.text, record, place)
-        return Document(text, self._spans(text, record, place), i, place)
+        return Document(text, self._spans(text, record, place), i, place, _format(self.answer, record, place))
 
     def _spans(self, text: str, record: dict, place: str) -> tuple[tuple[int, int], ...]:
         if not self.span:
@@ -215,7 +222,7 @@ def _open_path(path: Path, config: DataConfig) -> list[Sequence[Document]]:
         raise ConfigError(f"data.sources: no file {path}")
     if path.suffix == ".txt":
         return [TextSource(path)]
-    return [JsonlSource(path, config.text, config.span)]
+    return [JsonlSource(path, config.text, config.span, config.answer)]
 
 
 def _size(source: str, size: str) -> int:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from rlp_jax.config import Config, ConfigError, Template
+from rlp_jax.config import RESPONDING, Config, ConfigError, Template
 
 
 class TemplateTokens(NamedTuple):
@@ -11,12 +11,16 @@ class TemplateTokens(NamedTuple):
     plain: before a plain document, as the baseline reads it: (BOS,) or ().
     context: before a document that is thought about: BOS where there is one, then the instruction.
     open, close: around a thought.
+    end: of a response; () where neither template nor tokenizer has one.
+    eos: end-of-text tokens, any of which ends a response as well.
     """
 
     plain: tuple[int, ...]
     context: tuple[int, ...]
     open: tuple[int, ...]
     close: tuple[int, ...]
+    end: tuple[int, ...] = ()
+    eos: tuple[int, ...] = ()
 
     @property
     def first(self) -> int:
@@ -36,6 +40,8 @@ def template_tokens(template: Template, tokenizer) -> TemplateTokens:
         context=bos + tuple(tokenizer.encode(template.instruction)),
         open=tuple(tokenizer.encode(template.open)),
         close=tuple(tokenizer.encode(template.close)),
+        end=tuple(tokenizer.encode(template.end)) or tokenizer.eos_ids[:1],
+        eos=tokenizer.eos_ids,
     )
     for name in ("open", "close"):
         if not getattr(tokens, name):
@@ -54,12 +60,18 @@ def check_lengths(tokens: TemplateTokens, config: Config, max_positions: int) ->
         of data.min_tokens has no token that can be scored.
     """
     data, rlp = config.data, config.rlp
+    responding = config.algorithm in RESPONDING
+    if responding and not tokens.end:
+        raise ConfigError(
+            f"template.end is {config.template.end!r} and the tokenizer has no end-of-text token: give the text that "
+            "ends a response"
+        )
     parts = {
         "instruction": len(tokens.context),
         "data.document_tokens": data.document_tokens,
         "opening tag": len(tokens.open),
         "rlp.thought_tokens": rlp.thought_tokens,
-        "closing tag": len(tokens.close),
+        "end of a response" if responding else "closing tag": len(tokens.end if responding else tokens.close),
         "rlp.horizon": rlp.horizon,
     }
     total = sum(parts.values())

@@ -76,6 +76,10 @@ class Tokenizer:
         """The id of one token by its exact spelling in the vocabulary."""
         return self._backend.token_to_id(token)
 
+    def same_tokens(self, other: "Tokenizer") -> bool:
+        """Whether both have the same tokens under the same ids."""
+        return self._backend.get_vocab(True) == other._backend.get_vocab(True)
+
     @property
     def named_bos_id(self) -> int | None:
         """The token that the tokenizer's settings call BOS, also where texts are not begun with it."""

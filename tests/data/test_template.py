@@ -26,7 +26,11 @@ def test_tokens_without_bos():
     tokenizer = byte_tokenizer()
     tokens = template_tokens(TEMPLATE, tokenizer)
     assert tokens.plain == ()
-    assert [tokenizer.decode(part) for part in tokens[1:]] == ["Think.\n", "<t>", "</t>"]
+    assert [tokenizer.decode(part) for part in (tokens.context, tokens.open, tokens.close)] == [
+        "Think.\n",
+        "<t>",
+        "</t>",
+    ]
     assert tokens.first == 1
 
 
@@ -42,6 +46,26 @@ def test_instruction_may_be_empty():
     template = dataclasses.replace(TEMPLATE, instruction="")
     assert template_tokens(template, byte_tokenizer()).context == ()
     assert template_tokens(template, byte_tokenizer(bos_id=7)).context == (7,)
+
+
+def test_what_ends_a_response():
+    tokenizer = byte_tokenizer()
+    assert (template_tokens(TEMPLATE, tokenizer).end, template_tokens(TEMPLATE, tokenizer).eos) == ((), ())
+    with_eos = Tokenizer(tokenizer._backend, eos_ids=(9, 8))
+    assert (template_tokens(TEMPLATE, with_eos).end, template_tokens(TEMPLATE, with_eos).eos) == ((9,), (9, 8))
+    own = template_tokens(dataclasses.replace(TEMPLATE, end="\n\n"), with_eos)
+    assert (tokenizer.decode(own.end), own.eos) == ("\n\n", (9, 8))
+
+
+def test_a_response_needs_an_end_and_room_for_it():
+    tokens = TemplateTokens(plain=(), context=(1,) * 10, open=(2,) * 3, close=(3,) * 4)
+    rpt = dataclasses.replace(config(), algorithm="rpt")
+    with pytest.raises(ConfigError, match=r"template.end is ''.*give the text that ends a response"):
+        check_lengths(tokens, rpt, 1000)
+    check_lengths(tokens, config(), 1000)
+    check_lengths(tokens._replace(end=(4,) * 7), rpt, 10 + 100 + 3 + 50 + 7 + 4)
+    with pytest.raises(ConfigError, match="end of a response 7 "):
+        check_lengths(tokens._replace(end=(4,) * 7), rpt, 10 + 100 + 3 + 50 + 7 + 3)
 
 
 @pytest.mark.parametrize("name", ["open", "close"])
