@@ -55,7 +55,7 @@ ENTRIES = (
     Entry(QWEN_14B, "v6e:16x16", settings=(*parts(64), "mesh.tensor=4", "rlp.slots=8")),
     Entry(NEMOTRON, "v5p:4x4x4", settings=parts(64)),
     Entry(NEMOTRON, "v5p:4x8x8", settings=parts(256)),
-    Entry(NEMOTRON, "v6e:16x16", settings=parts(256)),
+    Entry(NEMOTRON, "v6e:16x16", settings=(*parts(64), "mesh.tensor=4")),
 )
 
 

@@ -11,6 +11,6 @@ from rlp_jax.settings import load_experiment
 
 
 def config() -> Config:
-    return dataclasses.replace(
-        load_experiment("pod/qwen3_1_7b"), name="nemotron-nano-12b-v2", model="nemotron-nano-12b-v2"
-    )
+    paper = load_experiment("pod/qwen3_1_7b")
+    mesh = dataclasses.replace(paper.mesh, rollout_tensor=0)  # untested for hybrids on a pod
+    return dataclasses.replace(paper, name="nemotron-nano-12b-v2", model="nemotron-nano-12b-v2", mesh=mesh)
