@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rlp_jax.config import Algorithm, ConfigError, Match, with_algorithm
+from rlp_jax.config import Algorithm, ConfigError, Match, PositionMode, with_algorithm
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,24 +73,29 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "eval",
-        help="benchmarks, and perplexity with and without thoughts; the same command again goes on where one stopped",
+        help="benchmarks, perplexity with and without thoughts, where thoughts gain; the same command again goes on "
+        "where one stopped",
     )
     evaluate.add_argument("model", help="preset, Hugging Face directory, GGUF file or run directory")
-    tasks = "gsm8k, math500, minerva, amc23, aime25, mmlu, mmlu_pro, gpqa_diamond, perplexity"
+    tasks = "gsm8k, math500, minerva, amc23, aime25, mmlu, mmlu_pro, gpqa_diamond, perplexity, gain"
     evaluate.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help=tasks)
     evaluate.add_argument("--data", help="a .jsonl file, a directory of them, or a Hugging Face dataset as "
-                          "NAME:CONFIG:SPLIT (default: the task's own)")  # fmt: skip
+                          "NAME:CONFIG:SPLIT (default: the task's own; of gain, held-out documents)")  # fmt: skip
     evaluate.add_argument("--limit", type=int, help="the first so many problems of each task")
     evaluate.add_argument("--max-tokens", type=int, help="cap on a response")
     evaluate.add_argument("--samples", type=int, help="sampled responses a problem, beside the greedy one (default: "
-                          "none); thoughts a position of perplexity")  # fmt: skip
+                          "none); thoughts a position of perplexity and gain")  # fmt: skip
     evaluate.add_argument("--temperature", type=float, help="of the samples")
     evaluate.add_argument("--shots", type=int, help="worked examples before a question; 0: an instruction instead")
     evaluate.add_argument("--think", action="store_true", default=None,
                           help="a thought before each response, framed as in training")  # fmt: skip
     evaluate.add_argument("--thought-tokens", type=int, help="cap on a thought")
-    evaluate.add_argument("--positions", type=int, help="of a document, for perplexity")
-    evaluate.add_argument("--text", help="of a record, for perplexity: a format string such as {question}")
+    evaluate.add_argument("--positions", type=int, help="of a document, for perplexity and gain")
+    evaluate.add_argument("--position-mode", choices=get_args(PositionMode),
+                          help="which positions these are (default: as the run or experiment draws them)")  # fmt: skip
+    evaluate.add_argument("--classes", type=Path, help="token classes of your own, for gain: a JSON object of names "
+                          "and regular expressions over the text")  # fmt: skip
+    evaluate.add_argument("--text", help="of a record, for perplexity and gain: a format string such as {question}")
     evaluate.add_argument("--experiment", help="take the thought's template from it (default: as for sample)")
     evaluate.add_argument("--ema", action="store_true", help="of a run: the moving average instead of the policy")
     evaluate.add_argument("--seed", type=int, help="of the samples")
@@ -286,8 +291,9 @@ def _eval(args) -> int:
     from rlp_jax.storage import EXIT_CODE, StorageError
 
     request = Request(
-        args.model, tasks, args.data, SuiteConfig(**given), args.limit, args.ema, args.experiment, args.text, args.out
-    )
+        args.model, tasks, args.data, SuiteConfig(**given), args.limit, args.ema, args.experiment, args.text, args.out,
+        args.classes,
+    )  # fmt: skip
     try:
         result = evaluate(request, lambda text: print(text, file=sys.stderr, flush=True))
     except StorageError as error:

@@ -250,7 +250,7 @@ def with_algorithm(config: Config, algorithm: Algorithm) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteConfig:
-    """Settings of `rlp eval`: of benchmarks (evals/suite.py) and of perplexity (evals/perplexity.py)."""
+    """Settings of `rlp eval`: of benchmarks (evals/suite.py), perplexity and gain (evals/perplexity.py, where.py)."""
 
     shots: int | None = None  # worked examples before a question, 0: an instruction instead; None: the task's usual
     max_tokens: int = 512  # cap on a response; not stated, enough for worked solutions of grade-school problems
@@ -258,7 +258,8 @@ class SuiteConfig:
     temperature: float | None = None  # of samples and thoughts; not stated. None: that of the run, else 0.7
     think: bool = False  # a thought before each response
     thought_tokens: int | None = None  # cap on such a thought; None: that of the run or experiment, else 256
-    positions: int = 8  # of a document, of perplexity; the paper does not say
+    positions: int = 8  # of a document, of perplexity and gain; the paper does not say
+    position_mode: PositionMode | None = None  # how they are drawn; None: as rlp.position_mode says
     seed: int = 0  # of the samples
     batch: int = 16  # responses decoded at a time: memory and speed, not the responses
 

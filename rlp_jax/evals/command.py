@@ -11,12 +11,18 @@ from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load
 from rlp_jax.config import Config, ConfigError, SuiteConfig
 from rlp_jax.data.template import template_tokens
+from rlp_jax.evals.alarms import of_run
 from rlp_jax.evals.examine import Examinee, fingerprint, run_task
 from rlp_jax.evals.perplexity import NAME as PERPLEXITY
 from rlp_jax.evals.perplexity import over_file, run_perplexity
 from rlp_jax.evals.problems import read_problems
 from rlp_jax.evals.suite import averages, summarise
 from rlp_jax.evals.tasks import TASKS
+from rlp_jax.evals.token_classes import read_rules
+from rlp_jax.evals.where import NAME as GAIN
+from rlp_jax.evals.where import file_documents, heldout_documents, run_gain
+from rlp_jax.evals.where_table import lines as gain_lines
+from rlp_jax.report.run import read_run
 from rlp_jax.settings import experiment_of, is_run, load_experiment
 from rlp_jax.writers import strict
 
@@ -33,6 +39,7 @@ class Request(NamedTuple):
 
     model: preset, Hugging Face directory, GGUF file or run directory. data, limit, experiment, text: as on the command
     line. ema: of a run, evaluate the moving average. out: where the records go; None: beside the run, or evals/NAME.
+    classes: file of token classes, for gain.
     """
 
     model: str
@@ -44,11 +51,12 @@ class Request(NamedTuple):
     experiment: str | None = None
     text: str | None = None
     out: Path | None = None
+    classes: Path | None = None
 
 
 def check(request: Request) -> None:
     """Raises ConfigError at the first thing that cannot work, before anything is loaded."""
-    known = (*TASKS, PERPLEXITY)
+    known = (*TASKS, PERPLEXITY, GAIN)
     for number, name in enumerate(request.tasks):
         if name not in known:
             raise ConfigError(f"--tasks: unknown task {name!r}: there are {', '.join(known)}")
@@ -76,6 +84,16 @@ def check(request: Request) -> None:
         raise ConfigError(f"--data {request.data} is a file, for {len(request.tasks)} tasks: give a directory of files")
     if PERPLEXITY in request.tasks and (request.data is None or not Path(request.data).exists()):
         raise ConfigError(f"--tasks perplexity needs --data with a file of documents, found {request.data}")
+    if GAIN in request.tasks:
+        known_data = is_run(request.model) or request.experiment or experiment_of(request.model)
+        if request.data is None and not known_data:
+            raise ConfigError(f"--tasks gain needs --data: {request.model} has no experiment with held-out documents")
+        if request.data is None and request.text is not None:
+            raise ConfigError("--text is of the records of --data: without it, gain reads the held-out documents")
+        if request.data is not None and not Path(request.data).exists():
+            raise ConfigError(f"--tasks gain: no file or directory {request.data} for --data")
+    elif request.classes is not None:
+        raise ConfigError("--classes is of --tasks gain alone")
 
 
 def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
@@ -85,8 +103,8 @@ def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
       say: told how far it is, and of what was repaired.
 
     Returns:
-      model, out (directory of the records), tasks (name to what `suite.summarise` or `run_perplexity` gives), and the
-      paper's averages.
+      model, out (directory of the records), tasks (name to what `suite.summarise`, `run_perplexity` or `run_gain`
+      gives; gain of a run has `warnings` too, see `alarms.of_run`), and the paper's averages.
 
     Raises:
       ConfigError: bad input. StorageError: records that cannot be written.
@@ -95,6 +113,7 @@ def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     problems = {
         name: read_problems(TASKS[name], request.data, request.limit) for name in request.tasks if name in TASKS
     }  # fmt: skip
+    rules = read_rules(request.classes) if request.classes else ()
     config = load_experiment(request.experiment) if request.experiment else None
     if is_run(request.model):
         run = load_run(request.model)
@@ -115,15 +134,27 @@ def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     results = {}
     for name in request.tasks:
         path = out / f"{name}.jsonl"
-        if name == PERPLEXITY:
+        if name in (PERPLEXITY, GAIN):
             # An experiment's text is that of its own data: of another file's records only where the user says so.
             own = is_run(request.model) or request.experiment
             text = request.text or (None if own else "{text}")
-            changed = over_file(config, settings, request.data, text, template, model.config.max_positions)
+            weights = fingerprint((params, baseline))
+            if request.data is not None:
+                changed = over_file(config, settings, request.data, text, template, model.config.max_positions)
+        if name == PERPLEXITY:
             results[name] = run_perplexity(
-                model, params, baseline, tokenizer, template, changed, fingerprint((params, baseline)), request.limit,
-                path, say,
-            )  # fmt: skip
+                model, params, baseline, tokenizer, template, changed, weights, request.limit, path, say
+            )
+        elif name == GAIN:
+            if request.data is None:
+                changed, documents = heldout_documents(config, settings, tokenizer, request.limit)
+            else:
+                documents = file_documents(changed, tokenizer, request.limit)
+            results[name] = run_gain(
+                model, params, baseline, tokenizer, template, changed, documents, rules, weights, path, say
+            )
+            if is_run(request.model):
+                results[name]["warnings"] = of_run(read_run(request.model).metrics, len(template.close))
         else:
             results[name] = summarise(run_task(examinee, TASKS[name], problems[name], settings, path, say))
     scored = {name: result for name, result in results.items() if name in TASKS}
@@ -151,6 +182,9 @@ def describe(result: dict[str, Any]) -> str:
                 f"{row['ppl_think']:.3f} with, {row['ppl_empty']:.3f} with empty ones, {row['ppl_shuffled']:.3f} with "
                 "another document's"
             )
+            continue
+        if name == GAIN:
+            lines.extend(gain_lines(row))
             continue
         sampled = "" if row["pass@1"] is None else f", pass@1[{row['samples']}] {_figure(row, 'pass@1')}"
         lines.append(

@@ -11,7 +11,7 @@ against the no-think baseline (equation 5 of arXiv 2510.01265); intervals are 95
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,17 +77,22 @@ def of_documents(
     Raises:
       ValueError: the batch has fewer than 2 different documents.
     """
-    if len(np.unique(fetch(batch["document_B"]))) < 2:
-        raise ValueError(
-            "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
-            "eval.batch_documents (and eval.documents) to at least 2"
-        )
+    check_batch(batch)
     with over(mesh_of(params)):
         settings = config.rlp, config.eval, config.mesh
         out = _evaluate_batch(model, template, *settings, params, ema_params, batch, key)
     out = fetch(out)
     counted = out.pop("counted_B") & (fetch(batch.get("weight_B", np.ones(len(out["ce_think"])))) > 0)
     return {name: value[counted] for name, value in out.items()}
+
+
+def check_batch(batch: dict[str, Any]) -> None:
+    """Raises ValueError where a batch has no two different documents."""
+    if len(np.unique(fetch(batch["document_B"]))) < 2:
+        raise ValueError(
+            "a held-out batch holds one document: the shuffled control needs another one's thought, so raise "
+            "eval.batch_documents (and eval.documents) to at least 2"
+        )
 
 
 def summarise(columns: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -115,20 +120,50 @@ def interval(value_B: np.ndarray) -> list[float] | None:
     return [float(value_B.mean()) - half, float(value_B.mean()) + half]
 
 
-# Compiled once for all evaluations of a run.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _evaluate_batch(
-    model, template, rlp: RLPConfig, settings: EvalConfig, mesh: MeshConfig, params, ema_params, batch, key
-):
+class Thinking(NamedTuple):
+    """Thoughts of one batch and what they and their controls are worth, a number a scored token.
+
+    Attributes:
+      position_BK, valid_BK: as `choose_positions` gives them.
+      target_BKH: the true tokens that are scored.
+      entropy_BT: nats, of the baseline's prediction of every token; None where nobody asked for it.
+      other_B: the row whose thoughts the shuffled control takes.
+      thoughts: the sampled ones, R = K·G.
+      logprob: log-probability of the targets by name: "think" and "shuffled" [B, K, G, H], "empty" [B, K, 1, H],
+        "no_think" (the baseline's) and "no_think_policy" [B, K, H].
+      correct: likewise, whether the true token is the likeliest.
+    """
+
+    position_BK: jax.Array
+    valid_BK: jax.Array
+    target_BKH: jax.Array
+    entropy_BT: jax.Array | None
+    other_B: jax.Array
+    thoughts: scoring.Thoughts
+    logprob: dict[str, jax.Array]
+    correct: dict[str, jax.Array]
+
+
+def think_and_score(
+    model, template, rlp: RLPConfig, settings: EvalConfig, mesh: MeshConfig, params, ema_params, batch, key,
+    entropies: bool = False,
+) -> Thinking:  # fmt: skip
+    """Samples thoughts at drawn positions of a batch and scores them beside their controls. Pure, for use under jit.
+
+    Args:
+      entropies: return `entropy_BT` whatever the positions are drawn by.
+    """
     K, G = settings.positions, settings.group_size
     tokens_BT, document_B = batch["tokens_BT"], batch["document_B"]
     B = tokens_BT.shape[0]
     position_key, thought_key = jax.random.split(key)
 
+    by_entropy = rlp.position_mode == "entropy"
     plain = scoring.read_plain(model, ema_params, tokens_BT, template)
-    entropy_BT = scoring.baseline_entropy(model, ema_params, plain) if rlp.position_mode == "entropy" else None
+    entropy_BT = scoring.baseline_entropy(model, ema_params, plain) if by_entropy or entropies else None
     candidate_BT = candidates(batch["length_B"], batch["span_BT"], template.first, rlp.horizon, rlp.position_mode)
-    position_BK, valid_BK = choose_positions(position_key, document_B, candidate_BT, entropy_BT, K)
+    score_BT = entropy_BT if by_entropy else None
+    position_BK, valid_BK = choose_positions(position_key, document_B, candidate_BT, score_BT, K)
     target_BKH = scoring.targets(tokens_BT, position_BK, rlp.horizon)
     no_think = scoring.baseline_logprob(model, ema_params, plain, position_BK, target_BKH)
     plain = scoring.read_plain(model, params, tokens_BT, template)
@@ -156,20 +191,36 @@ def _evaluate_batch(
     target_BRH = jnp.concatenate([jnp.repeat(target_BKH, G, 1)] * 2 + [target_BKH], 1)
     scored = scoring.score_branches(model, params, cache, prefix_BR, thoughts, target_BRH, template, rlp.temperature)
 
+    def apart(value_BRH):
+        cuts = {"think": (0, K * G), "shuffled": (K * G, 2 * K * G), "empty": (2 * K * G, 2 * K * G + K)}
+        return {name: value_BRH[:, start:stop].reshape(B, K, -1, rlp.horizon) for name, (start, stop) in cuts.items()}
+
+    plainly = {"no_think": no_think, "no_think_policy": no_think_policy}
+    return Thinking(
+        position_BK, valid_BK, target_BKH, entropy_BT, other_B, own,
+        apart(scored.target_logprob_BRH) | {name: logprob for name, (logprob, _) in plainly.items()},
+        apart(scored.target_correct_BRH) | {name: correct for name, (_, correct) in plainly.items()},
+    )  # fmt: skip
+
+
+# Compiled once for all evaluations of a run.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _evaluate_batch(
+    model, template, rlp: RLPConfig, settings: EvalConfig, mesh: MeshConfig, params, ema_params, batch, key
+):
+    thinking = think_and_score(model, template, rlp, settings, mesh, params, ema_params, batch, key)
+    valid_BK = thinking.valid_BK
+
     def of_document(value_BR):  # mean over a document's valid positions and its thoughts
-        value_BKG = value_BR.reshape(B, K, -1).mean(-1)
+        value_BKG = value_BR.reshape(*valid_BK.shape, -1).mean(-1)
         return jnp.where(valid_BK, value_BKG, 0.0).sum(-1) / jnp.maximum(valid_BK.sum(-1), 1)
 
     out = {"counted_B": valid_BK.any(-1)}
-    cuts = {"think": (0, K * G), "shuffled": (K * G, 2 * K * G), "empty": (2 * K * G, 2 * K * G + K)}
-    for name, (start, stop) in cuts.items():
-        out[f"ce_{name}"] = of_document(-scored.target_logprob_BRH[:, start:stop].mean(-1))
-        out[f"acc_{name}"] = of_document(scored.target_correct_BRH[:, start:stop].mean(-1))
-    for name, (logprob_BKH, correct_BKH) in {"no_think": no_think, "no_think_policy": no_think_policy}.items():
-        out[f"ce_{name}"] = of_document(-logprob_BKH.mean(-1))
-        out[f"acc_{name}"] = of_document(correct_BKH.mean(-1))
-    out["thought_len"] = of_document(sampled.length_BR.astype(jnp.float32))
-    out["stop_rate"] = of_document(sampled.stopped_BR.astype(jnp.float32))
+    for name, logprob in thinking.logprob.items():
+        out[f"ce_{name}"] = of_document(-logprob.mean(-1))
+        out[f"acc_{name}"] = of_document(thinking.correct[name].mean(-1))
+    out["thought_len"] = of_document(thinking.thoughts.length_BR.astype(jnp.float32))
+    out["stop_rate"] = of_document(thinking.thoughts.stopped_BR.astype(jnp.float32))
     return out
 
 

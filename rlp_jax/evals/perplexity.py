@@ -35,16 +35,22 @@ def over_file(
     changed = {"sources": (data,), "heldout_fraction": 0.0, "document_tokens": document_tokens}
     if text is not None:
         changed |= {"text": text, "span": "", "span_pattern": ""}
+    return dataclasses.replace(
+        with_settings(config, settings), seed=settings.seed, data=dataclasses.replace(config.data, **changed)
+    )
+
+
+def with_settings(config: Config, settings: SuiteConfig) -> Config:
+    """The config with the thoughts and positions that the settings ask for."""
     thoughts = {"group_size": settings.samples} if settings.samples else {}
+    chosen = {"position_mode": settings.position_mode} if settings.position_mode else {}
     return dataclasses.replace(
         config,
-        seed=settings.seed,
-        data=dataclasses.replace(config.data, **changed),
         rlp=dataclasses.replace(
-            config.rlp, thought_tokens=settings.thought_tokens, temperature=settings.temperature
+            config.rlp, thought_tokens=settings.thought_tokens, temperature=settings.temperature, **chosen
         ),
         eval=dataclasses.replace(config.eval, positions=settings.positions, **thoughts),
-    )  # fmt: skip
+    )
 
 
 def run_perplexity(

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
-from tiny_run import LLAMA, hasty_compilation, tiny_config, write_model
+from tiny_run import LLAMA, hasty_compilation, tiny_config, write_documents, write_model
 
 from rlp_jax.checkpoint import Checkpoints, Position
 from rlp_jax.checkpoints_io.load import load
@@ -12,6 +13,7 @@ from rlp_jax.cli import main
 from rlp_jax.config import Config, SuiteConfig, to_json
 from rlp_jax.evals.command import resolved
 from rlp_jax.optimizer import make_optimizer
+from rlp_jax.settings import from_json
 from rlp_jax.state import init_state
 
 ROWS = [{"question": f"What is {n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(3)]
@@ -64,6 +66,34 @@ def test_a_run_and_its_average(root, capsys, monkeypatch):
     assert "math_avg" not in of_policy
 
 
+def test_where_a_run_gains(root, tmp_path, capsys):
+    run = shutil.copytree(root / "run", tmp_path / "run")  # on other documents, some of them held out
+    config = from_json((run / "config.json").read_text(), "")
+    data = dataclasses.replace(config.data, sources=(str(write_documents(tmp_path / "text.jsonl")),))
+    (run / "config.json").write_text(to_json(dataclasses.replace(config, data=data)))
+    arguments = (run, "--tasks", "gain", "--positions", 2, "--position-mode", "uniform", "--samples", 2)
+    rows = [{"step": n, "thought_len": 4.0 if n < 7 else 0.5, "stop_rate": 0.5} for n in range(1, 9)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out, out, err = evaluated(capsys, *arguments)
+    gain = held_out["tasks"]["gain"]
+    assert gain["documents"] == 4 and gain["positions"] == 8 and gain["scored_tokens"] == 16  # eval.documents
+    assert gain["gain"] == pytest.approx(gain["format"] + gain["generic"] + gain["content"], abs=1e-12)
+    assert [(spell["kind"], spell["first"]) for spell in gain["warnings"]] == [("thought_length", 7)]
+    assert "alarm of the run, steps 7 to 8: thoughts have shrunk" in out and "batch 1 of 1" in err
+    records = (run / "evals" / "0" / "gain.jsonl").read_text().splitlines()
+    assert len(records) == 9 and json.loads(records[0])["settings"]["rlp"]["position_mode"] == "uniform"
+    assert evaluated(capsys, *arguments)[0] == held_out
+    # A file, and classes of one's own.
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps({"letters": "[abcd]+"}))
+    of_file, _, _ = evaluated(
+        capsys, *arguments, "--data", root / "documents.jsonl", "--classes", classes, "--out", tmp_path, "--limit", 3
+    )
+    gain = of_file["tasks"]["gain"]
+    assert gain["documents"] == 3
+    assert "letters" in {row["label"] for row in gain["where"]["class"]} <= {"letters", "number", "space"}
+
+
 def test_thinking_takes_the_runs_template(root, tmp_path, capsys):
     arguments = ("--tasks", "mmlu", "--data", root, "--shots", 0, "--max-tokens", 4, "--think", "--limit", 1)
     evaluated(capsys, root / "run", *arguments, "--out", tmp_path)
@@ -100,6 +130,9 @@ def test_what_the_run_decides():
         (["--tasks", "perplexity", "--data", "no"], "--tasks perplexity needs --data"),
         (["--tasks", "perplexity", "--text", "{text"], "data.text is '{text'"),
         (["--tasks", "perplexity"], "no field 'text', the fields are 'question'"),
+        (["--tasks", "gain", "--data", "no"], "--tasks gain: no file or directory no for --data"),
+        (["--tasks", "gain", "--classes", "no.json"], "--classes no.json: "),
+        (["--tasks", "mmlu", "--classes", "no.json"], "--classes is of --tasks gain alone"),
     ],
 )
 def test_bad_input(root, tmp_path, capsys, arguments, message):
@@ -114,6 +147,10 @@ def test_bad_input(root, tmp_path, capsys, arguments, message):
 def test_a_missing_model_and_missing_tasks(root, capsys):
     assert main(["eval", "nosuch", "--tasks", "mmlu", "--data", str(root)]) == 2
     assert "neither a preset nor" in capsys.readouterr().err
+    assert main(["eval", str(root / "model"), "--tasks", "gain"]) == 2
+    assert "--tasks gain needs --data: " in capsys.readouterr().err
+    assert main(["eval", str(root / "run"), "--tasks", "gain", "--text", "{text}"]) == 2
+    assert "--text is of the records of --data" in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
         main(["eval", "quickstart"])
     assert error.value.code == 2 and "--tasks" in capsys.readouterr().err
