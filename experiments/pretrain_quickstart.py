@@ -10,20 +10,14 @@ Prints what the base can and cannot do, then writes a Hugging Face directory to 
 
 import argparse
 import pathlib
-import shutil
-import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-import tokenizers
 
-from rlp_jax.checkpoints_io.load import save_hf
+from experiments.tiny_base import PAD, branch_logits, first_params, make_update, save, word_tokenizer
 from rlp_jax.data import compose
-from rlp_jax.data.tokenizer import Tokenizer
-from rlp_jax.models.cache import fork
 from rlp_jax.models.transformer import LanguageModel, ModelConfig
 from rlp_jax.rollout.engine import sample_thoughts
 
@@ -32,17 +26,8 @@ STEPS = (compose.TRAIN_STEPS[0], compose.LONG_STEPS[1])  # operations a line
 TAGS = (compose.OPEN, compose.CLOSE)
 
 
-def word_tokenizer() -> Tokenizer:
-    """One token a word; the tags stand for themselves with or without spaces around them."""
-    vocabulary = {word: i for i, word in enumerate(("<pad>", *TAGS, *compose.WORDS))}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(["<pad>", *TAGS])
-    return Tokenizer(backend, pad_id=0)
-
-
-TOKENIZER = word_tokenizer()
-PAD, (OPEN,), (CLOSE,) = TOKENIZER.pad_id, *map(TOKENIZER.encode, TAGS)
+TOKENIZER = word_tokenizer(TAGS, compose.WORDS)
+(OPEN,), (CLOSE,) = map(TOKENIZER.encode, TAGS)
 INSTRUCTION = TOKENIZER.encode(compose.INSTRUCTION)
 
 CONFIG = ModelConfig(
@@ -88,40 +73,12 @@ def arrays(data: dict) -> dict:
     return {key: value for key, value in data.items() if key not in ("lines", "kinds")}
 
 
-def branch_logits(model: LanguageModel, params, data: dict) -> jax.Array:
-    """Logits [B, R, S-1, V] over each branch, which see their document's prefix."""
-    _, cache = model.hidden(params, data["context_BT"])
-    hidden, _ = model.hidden(params, data["branch_BRS"][..., :-1], fork(cache, data["prefix_BR"]))
-    return model.unembed(params, hidden)
-
-
-def cross_entropy(logits, tokens):
-    """Summed over real tokens, and how many they are. Logits at s predict token s + 1 of `tokens`."""
-    mask = tokens[..., 1:] != PAD
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[..., 1:])
-    return jnp.where(mask, loss, 0).sum(), mask.sum()
-
-
 def train(model: LanguageModel, steps: int, documents: int, learning_rate: float, seed: int):
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, steps // 5), steps, 0.02 * learning_rate)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
-    # Kernels of variance 1 / width: with the library's 0.02 a decoder this narrow attends to nothing for long.
-    params = jax.tree.map(
-        lambda x: x * (1.0 if x.std() == 0 else CONFIG.d_model**-0.5 / 0.02), model.init(jax.random.key(seed))
-    )
+    params = first_params(model, seed)
     opt_state = optimizer.init(params)
-
-    def loss_fn(params, data):
-        plain, n_plain = cross_entropy(model.apply(params, data["tokens_BT"])[0][:, :-1], data["tokens_BT"])
-        thinking, n_thinking = cross_entropy(branch_logits(model, params, data), data["branch_BRS"])
-        return plain / n_plain + thinking / n_thinking, (plain / n_plain, thinking / n_thinking)
-
-    @jax.jit
-    def update(params, opt_state, data):
-        (_, parts), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, data)
-        change, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, change), opt_state, parts
-
+    update = make_update(model, optimizer)
     rng, start = np.random.default_rng(seed), time.time()
     for step in range(1, steps + 1):
         params, opt_state, parts = update(params, opt_state, arrays(batch(rng, documents)))
@@ -191,15 +148,6 @@ def sample(model: LanguageModel, params, data: dict, key: jax.Array, temperature
     return run(params, data["context_BT"], data["prefix_BR"], keys)
 
 
-def save(directory: pathlib.Path, model: LanguageModel, params) -> None:
-    """Replaces the directory."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-        save_hf(pathlib.Path(temporary) / "model", model, params, TOKENIZER)
-        shutil.rmtree(directory, ignore_errors=True)
-        (pathlib.Path(temporary) / "model").rename(directory)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
@@ -216,7 +164,7 @@ def main():
     else:
         model = LanguageModel(CONFIG)
         params = train(model, args.steps, args.documents, args.learning_rate, args.seed)
-        save(args.out, model, params)
+        save(args.out, model, params, TOKENIZER)
     for name, value in capabilities(model, params).items():
         print(f"{name:55s} {value:.3f}")
 

@@ -7,7 +7,6 @@ as it was. 75: a process of a run in several was lost, start all of them again.
 """
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -44,11 +43,14 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE",
                        help="any setting of config.py, for instance rlp.group_size=8; may be repeated")  # fmt: skip
     train.add_argument("--as", dest="algorithm", choices=get_args(Algorithm), help="train with another algorithm")
-    train.add_argument("--match", choices=get_args(Match), help="with --as cpt or sft: for as many steps as match the "
-                       "experiment's RLP run in input tokens, in tokens read and sampled (the paper's FLOPs), or in "
-                       "operations counted from both programs")  # fmt: skip
+    train.add_argument("--match", choices=get_args(Match), help="with --as cpt, sft or rpt: for as many steps as match "
+                       "the experiment's RLP run in input tokens, in tokens read and sampled (the paper's FLOPs), or "
+                       "in operations counted from both programs; without --as: the experiment is the rival, and "
+                       "--match-run the RLP run")  # fmt: skip
     train.add_argument("--match-run", type=Path, metavar="RUN_DIR", help="the RLP run whose thoughts' length counts "
                        "(default: the longest they may be)")  # fmt: skip
+    train.add_argument("--rival-run", type=Path, metavar="RUN_DIR", help="with --match flops and a rival that samples: "
+                       "a run of it that tells how much")  # fmt: skip
     train.add_argument("--profile", metavar="STEPS", help="trace these steps for XProf, for instance 5:8")
     several = train.add_argument_group("several processes", "on Cloud TPU set RLP_DISTRIBUTED=auto instead")
     several.add_argument("--processes", type=int, help="how many the run has")
@@ -173,16 +175,17 @@ def _train(args) -> int:
         if getattr(args, name) is not None:
             config = override(config, [f"{name}={getattr(args, name)}"])
     of_rlp = config
-    if args.match is None and args.match_run is not None:
-        raise ConfigError("--match-run without --match: say what to match, tokens, flops or counted")
-    if args.algorithm is None and args.match is not None:
-        raise ConfigError("--match without --as: say which algorithm is to match RLP, for instance --as cpt")
+    for option, given in (("--match-run", args.match_run), ("--rival-run", args.rival_run)):
+        if args.match is None and given is not None:
+            raise ConfigError(f"{option} without --match: say what to match, tokens, flops or counted")
     if args.algorithm is not None:
         config = with_algorithm(config, args.algorithm)
-    if args.match is not None:
-        config = dataclasses.replace(config, name=f"{config.name}_{args.match}")
+    elif args.match is not None and config.algorithm == "rlp":
+        raise ConfigError("--match without --as: say which algorithm is to match RLP, for instance --as cpt")
+    elif args.match is not None and args.match_run is None:
+        raise ConfigError("--match without --as: name the RLP run that this experiment is to match with --match-run")
     validate(config)
-    run_dir = args.run_dir or Path("runs") / config.name
+    run_dir = args.run_dir or Path("runs") / (config.name if args.match is None else f"{config.name}_{args.match}")
 
     from rlp_jax.profiling import parse_steps
 
@@ -204,9 +207,12 @@ def _train(args) -> int:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         if args.match is not None:
-            from rlp_jax.aot.matching import describe, matched, measure
+            from rlp_jax.aot.matching import describe, matched, measure, measure_sampling, recorded_config
 
-            config = matched(of_rlp, args.match, measure(of_rlp, args.match_run), args.algorithm)
+            if args.algorithm is None:
+                of_rlp = recorded_config(args.match_run)
+            sampling = None if args.rival_run is None else measure_sampling(config, args.rival_run)
+            config = matched(of_rlp, args.match, measure(of_rlp, args.match_run), config, sampling)
             if team.first:
                 print(describe(config))
         report = train(config, run_dir, team=team, profile=profile)

@@ -193,7 +193,8 @@ class CheckpointConfig:
 class Budget:
     """What a run's steps were chosen to match: written by `rlp train --match` (aot/matching.py), read by nothing.
 
-    Tokens and operations are those of whole runs. RLP's thoughts have the mean length of `run`, else the cap.
+    Tokens and operations are those of whole runs; operations of a rival that samples are not counted, and 0. RLP's
+    thoughts have the mean length of `run`, else the cap.
     """
 
     match: Match | None = None
@@ -206,6 +207,8 @@ class Budget:
     rlp_flops: float = 0.0
     input_tokens: float = 0.0
     flops: float = 0.0
+    sampled_tokens: float = 0.0  # of a rival that samples, by what it sampled in rival_run
+    rival_run: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 - "tokens": the same input tokens, which on the same documents is the same number of steps.
 - "flops": the paper's rule (arXiv 2510.01265, section 4): a rival that samples nothing reads
-  T_flop = n · l_seq · bs · iters + T_inp tokens, as if a token sampled cost what a token trained on does.
+  T_flop = n · l_seq · bs · iters + T_inp tokens, as if a token sampled cost what a token trained on does. A rival that
+  samples itself takes as many steps as make what it reads and samples T_flop tokens, by what a run of it has sampled.
 - "counted": the same floating-point operations, counted from the traced programs of both (`jaxpr_cost.py`), for
   documents and thoughts of the mean length, one document a sequence, so that no padding is counted on either side. RLP
   counts as if each document were read to its end, a little more than it does, and attention by whole blocks of pairs,
   as it is computed: where thoughts are short, many of them nobody sees. Both give the rival more.
 
 Thoughts are as long as in a finished run where one is named. Else they count at the cap, which gives the rival more.
+What a rival samples is measured in a run of its own: how often it asks again depends on how often it is right.
 """
 
 import dataclasses
@@ -46,6 +48,8 @@ from rlp_jax.settings import from_json
 from rlp_jax.state import init_state
 
 SAME = ("model", "batch_documents", "template", "rlp", "data")  # of a run whose thoughts are measured
+READ_ALIKE = ("model", "batch_documents", "data")  # of RLP and a rival with settings of its own
+RIVALS: tuple[Algorithm, ...] = (*WITHOUT_THOUGHTS, "rpt")  # rlvr reads questions
 
 
 class Means(NamedTuple):
@@ -54,6 +58,13 @@ class Means(NamedTuple):
     document_tokens: float
     thought_tokens: float
     run: str = ""
+
+
+class Sampling(NamedTuple):
+    """Mean tokens that a rival samples over a training document, and the run in which that was measured."""
+
+    document_tokens: float
+    run: str
 
 
 def measure(config: Config, run_dir: Path | None = None) -> Means:
@@ -73,60 +84,107 @@ def measure(config: Config, run_dir: Path | None = None) -> Means:
             raise ConfigError("data.sources give no training document of at least data.min_tokens tokens")
         mean = sum(len(document.tokens_T) for document in documents) / len(documents)
         return Means(mean, float(config.rlp.thought_tokens))
-    run = read_run(run_dir)
-    recorded = from_json((Path(run_dir) / "config.json").read_text(), f"{run_dir}/config.json")
-    differing = [name for name in SAME if getattr(recorded, name) != getattr(config, name)]
-    if recorded.algorithm != "rlp" or differing:
-        what = f"differs in {', '.join(differing)}" if differing else f"is one of {recorded.algorithm}"
-        raise ConfigError(f"--match-run {run_dir}: the run {what}; name an RLP run of this experiment")
-    if not run.finished:
-        raise ConfigError(f"--match-run {run_dir}: the run has not finished, and its thoughts may still change")
-    rows = [row for row in run.metrics if {"input_tokens", "sampled_tokens"} <= row.keys()]
-    if not rows:
-        raise ConfigError(f"--match-run {run_dir}: no step in its metrics.jsonl tells its sampled_tokens")
+    rows = _rows(config, run_dir, "--match-run")
     documents = len(rows) * config.batch_documents
     thoughts = documents * config.rlp.positions * config.rlp.group_size
     read, sampled = (sum(row[name] for row in rows) for name in ("input_tokens", "sampled_tokens"))
     return Means(read / documents, sampled / thoughts, str(run_dir))
 
 
-def matched(config: Config, match: Match, means: Means, algorithm: Algorithm = "cpt") -> Config:
+def measure_sampling(rival: Config, run_dir: Path) -> Sampling:
+    """What a rival samples, by a finished run of the same settings (steps, learning rate and the like may differ).
+
+    Raises:
+      ConfigError, ReportError: as `measure` does.
+    """
+    rows = _rows(rival, run_dir, "--rival-run")
+    return Sampling(sum(row["sampled_tokens"] for row in rows) / (len(rows) * rival.batch_documents), str(run_dir))
+
+
+def _rows(config: Config, run_dir: Path, option: str) -> list[dict]:
+    """The steps of a finished run of the same algorithm and settings, which tell what was read and sampled."""
+    run = read_run(run_dir)
+    recorded = recorded_config(run_dir)
+    differing = [name for name in SAME if getattr(recorded, name) != getattr(config, name)]
+    if recorded.algorithm != config.algorithm or differing:
+        another = recorded.algorithm != config.algorithm
+        what = f"is one of {recorded.algorithm}" if another else f"differs in {', '.join(differing)}"
+        wanted = config.algorithm.upper()
+        raise ConfigError(f"{option} {run_dir}: the run {what}; name an {wanted} run of this experiment")
+    if not run.finished:
+        raise ConfigError(f"{option} {run_dir}: the run has not finished, and its thoughts may still change")
+    rows = [row for row in run.metrics if {"input_tokens", "sampled_tokens"} <= row.keys()]
+    if not rows:
+        raise ConfigError(f"{option} {run_dir}: no step in its metrics.jsonl tells its sampled_tokens")
+    return rows
+
+
+def recorded_config(run_dir: Path) -> Config:
+    """The settings of a run.
+
+    Raises:
+      ConfigError: not a run directory.
+    """
+    file = Path(run_dir) / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
+    return from_json(file.read_text(encoding="utf-8"), str(file))
+
+
+def matched(
+    config: Config, match: Match, means: Means, rival: Algorithm | Config = "cpt", sampling: Sampling | None = None
+) -> Config:
     """The rival's run that matches an RLP run: the same documents and batches, for as many steps as make them equal.
 
     The rival is evaluated as often, and the budget stands in its config.
 
     Args:
       config: RLP's, its steps those to be matched.
+      rival: its algorithm, all else being RLP's settings, or settings of its own.
+      sampling: of a rival that samples, needed for "flops".
 
     Raises:
-      ConfigError: the config is not RLP's, or the rival samples thoughts itself.
+      ConfigError: the config is not RLP's, the rival reads something else or does not tell how much it samples, or
+        "counted" with one that samples: how often it asks again is in no program.
     """
     if config.algorithm != "rlp":
         raise ConfigError(f"algorithm is {config.algorithm}: what is matched is a run with algorithm rlp")
-    if algorithm not in WITHOUT_THOUGHTS:
-        raise ConfigError(f"--match is for algorithms without thoughts, {', '.join(WITHOUT_THOUGHTS)}: not {algorithm}")
-    rival, rlp = with_algorithm(config, algorithm), config.rlp
+    if not isinstance(rival, Config):
+        rival = with_algorithm(config, rival)
+    algorithm, rlp = rival.algorithm, config.rlp
+    if algorithm not in RIVALS:
+        raise ConfigError(f"--match is for rivals that read RLP's documents, {', '.join(RIVALS)}: not {algorithm}")
+    differing = [name for name in READ_ALIKE if getattr(rival, name) != getattr(config, name)]
+    if differing:
+        raise ConfigError(f"--match: the rival differs from the RLP run in {', '.join(differing)}, so they read others")
+    samples = algorithm not in WITHOUT_THOUGHTS
+    if samples and match == "counted":
+        raise ConfigError(f"--match counted: algorithm {algorithm} samples as often as its judge asks; match flops")
+    if samples and match == "flops" and sampling is None:
+        raise ConfigError(f"--match flops: measure first what {algorithm} samples, and name that run with --rival-run")
     documents = config.steps * config.batch_documents
     read = documents * means.document_tokens
     sampled = documents * rlp.positions * rlp.group_size * means.thought_tokens
-    cost, rival_cost = (step_flops(c, means) for c in (config, rival))
+    cost, rival_cost = (0.0, 0.0) if samples else (step_flops(c, means) for c in (config, rival))
     of_a_step = config.batch_documents * means.document_tokens
+    sampled_of_a_step = config.batch_documents * sampling.document_tokens if sampling else 0.0
     steps = {
-        "tokens": config.steps,
-        "flops": (read + sampled) / of_a_step,
-        "counted": config.steps * cost / rival_cost,
-    }[match]
+        "tokens": lambda: config.steps,
+        "flops": lambda: (read + sampled) / (of_a_step + sampled_of_a_step),
+        "counted": lambda: config.steps * cost / rival_cost,
+    }[match]()
     steps = max(1, round(steps))
-    every = max(1, round(config.eval.every * steps / config.steps)) if config.eval.every else 0
+    every = max(1, round(rival.eval.every * steps / config.steps)) if rival.eval.every else 0
     budget = Budget(
         match, means.run, means.document_tokens, means.thought_tokens, config.steps, read, sampled,
-        config.steps * cost, steps * of_a_step, steps * rival_cost,
+        config.steps * cost, steps * of_a_step, steps * rival_cost, steps * sampled_of_a_step,
+        sampling.run if sampling else "",
     )  # fmt: skip
     return dataclasses.replace(
         rival,
         name=f"{rival.name}_{match}",
         steps=steps,
-        eval=dataclasses.replace(config.eval, every=every),
+        eval=dataclasses.replace(rival.eval, every=every),
         budget=budget,
     )
 
@@ -207,15 +265,22 @@ def _count(config: Config, model: LanguageModel, template: TemplateTokens, turns
 
 def describe(config: Config) -> str:
     """The budget of a matched run, two lines for the console."""
-    budget, each = config.budget, config.rlp.positions * config.rlp.group_size
+    budget = config.budget
+    of_a_document = budget.rlp_thought_tokens * budget.document_tokens / budget.rlp_input_tokens
+    each = round(of_a_document / budget.thought_tokens)
     length = f"{budget.thought_tokens:,.1f} tokens as in {budget.run}"
     if not budget.run:
         length = f"{budget.thought_tokens:,.0f} tokens, the cap (--match-run RUN_DIR takes their true length)"
     documents = f"{config.batch_documents:,} documents of {budget.document_tokens:,.1f} tokens"
+    counted, rival_counted = (
+        f"; {flops:.3g} operations" if flops else "" for flops in (budget.rlp_flops, budget.flops)
+    )
+    sampled = ""
+    if budget.sampled_tokens:
+        sampled = f" and {budget.sampled_tokens:,.0f} sampled ones, as in {budget.rival_run}"
     return (
         f"RLP: {budget.rlp_steps:,} steps of {documents}, {budget.rlp_input_tokens:,.0f} input tokens; "
-        f"{each:,} thoughts a document of {length}, {budget.rlp_thought_tokens:,.0f} thought tokens; "
-        f"{budget.rlp_flops:.3g} operations\n"
+        f"{each:,} thoughts a document of {length}, {budget.rlp_thought_tokens:,.0f} thought tokens{counted}\n"
         f"{config.algorithm.upper()} matched by {budget.match}: {config.steps:,} steps, "
-        f"{budget.input_tokens:,.0f} input tokens; {budget.flops:.3g} operations"
+        f"{budget.input_tokens:,.0f} input tokens{sampled}{rival_counted}"
     )

@@ -9,7 +9,16 @@ from hybrids import hybrid
 from tiny_run import LLAMA, tiny_config, write_model
 
 from rlp_jax import cli
-from rlp_jax.aot.matching import Means, describe, matched, measure, step_flops
+from rlp_jax.aot.matching import (
+    Means,
+    Sampling,
+    describe,
+    matched,
+    measure,
+    measure_sampling,
+    recorded_config,
+    step_flops,
+)
 from rlp_jax.aot.workload import needed_flops
 from rlp_jax.config import Config, ConfigError, DataConfig, EvalConfig, RLPConfig, Template, to_json, with_algorithm
 from rlp_jax.data.template import TemplateTokens
@@ -141,8 +150,81 @@ def test_runs_that_say_nothing_of_the_thoughts_are_refused(tmp_path):
         measure(config, run_dir)
     with pytest.raises(ConfigError, match=r"algorithm is cpt: what is matched is a run with algorithm rlp"):
         matched(with_algorithm(config, "cpt"), "tokens", Means(10.0, 10.0))
-    with pytest.raises(ConfigError, match=r"--match is for algorithms without thoughts, cpt, sft: not rpt"):
-        matched(config, "tokens", Means(10.0, 10.0), "rpt")
+    with pytest.raises(ConfigError, match=r"--match is for rivals that read RLP's documents, cpt, sft, rpt: not rlvr"):
+        matched(config, "tokens", Means(10.0, 10.0), "rlvr")
+
+
+def rpt_of(config, **changes):
+    """RPT with settings of its own, as an experiment file would have it."""
+    template = dataclasses.replace(config.template, end=".")
+    rlp = dataclasses.replace(config.rlp, group_size=3, horizon=1, thought_tokens=7)
+    return dataclasses.replace(config, name="rpt", algorithm="rpt", template=template, rlp=rlp, **changes)
+
+
+def test_a_rival_that_samples_is_matched_by_what_it_sampled(tmp_path):
+    """RLP reads 203 tokens and samples 40 over 8 documents; the rival samples 60 over as many."""
+    config, run_dir = run_directory(tmp_path)
+    rival = rpt_of(config)
+    rival_dir = tmp_path / "rival"
+    rival_dir.mkdir()
+    (rival_dir / "config.json").write_text(to_json(dataclasses.replace(rival, steps=2, seed=5)))
+    (rival_dir / "summary.json").write_text('{"before": {}, "after": {}}')
+    lines = [{"step": n, "input_tokens": 100, "sampled_tokens": 20 * n} for n in (1, 2)]
+    (rival_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    means, sampling = measure(config, run_dir), measure_sampling(rival, rival_dir)
+    assert sampling == Sampling(60 / 8, str(rival_dir))
+    long = dataclasses.replace(config, steps=300)
+    same = matched(long, "tokens", means, rival)
+    assert (same.algorithm, same.name, same.steps, same.rlp) == ("rpt", "rpt_tokens", 300, rival.rlp)
+    assert same.budget.flops == same.budget.sampled_tokens == 0 and "operations" not in describe(same)
+    equal = matched(long, "flops", means, rival, sampling)
+    assert equal.steps == round(300 * (203 + 40) / (203 + 60)) == 277
+    of_rival = equal.budget.input_tokens + equal.budget.sampled_tokens
+    assert of_rival == pytest.approx(equal.budget.rlp_input_tokens + equal.budget.rlp_thought_tokens, rel=1 / 277)
+    assert equal.eval.every == round(4 * 277 / 300) and equal.budget.rival_run == str(rival_dir)
+    lines = describe(equal).splitlines()
+    assert "2 thoughts a document of 2.5 tokens" in lines[0]
+    assert lines[1] == (
+        f"RPT matched by flops: 277 steps, {277 * 4 * 203 / 8:,.0f} input tokens and {277 * 30:,} sampled ones, "
+        f"as in {rival_dir}"
+    )
+
+    with pytest.raises(ConfigError, match=r"--match flops: measure first what rpt samples, and name that run with"):
+        matched(long, "flops", means, rival)
+    with pytest.raises(ConfigError, match=r"--match counted: algorithm rpt samples as often as its judge asks"):
+        matched(long, "counted", means, rival, sampling)
+    with pytest.raises(ConfigError, match=r"the rival differs from the RLP run in batch_documents"):
+        matched(long, "flops", means, dataclasses.replace(rival, batch_documents=8), sampling)
+    with pytest.raises(ConfigError, match=r"--rival-run .*: the run differs in rlp; name an RPT run of this"):
+        measure_sampling(dataclasses.replace(rival, rlp=config.rlp), rival_dir)
+    with pytest.raises(ConfigError, match=r"--rival-run .*: the run is one of rlp; name an RPT run"):
+        measure_sampling(rival, run_dir)
+    with pytest.raises(ConfigError, match=r"nowhere is not a run directory: it has no config\.json"):
+        recorded_config(tmp_path / "nowhere")
+
+
+def test_a_rival_of_its_own_on_the_command_line(tmp_path, monkeypatch, capsys):
+    config, run_dir = run_directory(tmp_path)
+    experiment = tmp_path / "rival.py"
+    rival = rpt_of(config, steps=99)
+    experiment.write_text(
+        f"from rlp_jax.settings import from_json\nconfig = lambda: from_json({to_json(rival)!r}, '')\n"
+    )
+    given = []
+    monkeypatch.setattr(
+        "rlp_jax.train.train", lambda config, *args, **more: given.append((config, args[0])) or tmp_path / "report"
+    )
+    train = ["train", str(experiment), "--match", "tokens"]
+    assert cli.main([*train, "--match-run", str(run_dir)]) == 0
+    assert "RPT matched by tokens: 6 steps" in capsys.readouterr().out
+    assert given[0][0].steps == 6 and given[0][0].rlp == rival.rlp and str(given[0][1]) == "runs/rpt_tokens"
+    assert cli.main(train) == 2
+    assert "name the RLP run that this experiment is to match with --match-run" in capsys.readouterr().err
+    assert cli.main(["train", str(experiment), "--rival-run", str(run_dir)]) == 2
+    assert "--rival-run without --match" in capsys.readouterr().err
+    assert cli.main([*train, "--match-run", str(run_dir), "--rival-run", str(tmp_path / "none")]) == 2
+    assert "none is not a run directory" in capsys.readouterr().err
 
 
 def test_the_command_line_prints_the_budget_and_runs_it(tmp_path, monkeypatch, capsys):
