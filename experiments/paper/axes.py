@@ -29,7 +29,7 @@ def axis_table(records: list[Record], axis: str, name: str, paper: dict[Any, flo
         if score and score.mean == best:
             shown = f"**{shown}**"
         averages = [mean_of(found, lambda run, names=names: average(run, names)) for names in (MATH, REASONING)]
-        row = [f"{value:g}", seeds(found), *map(interval, averages), shown]
+        row = [value if isinstance(value, str) else f"{value:g}", seeds(found), *map(interval, averages), shown]
         row.append(interval(mean_of(found, evaluated("gain"), 1), 3, sign=True))
         row.append(interval(mean_of(found, evaluated("thought_len"), 1)))
         rows.append(row + ([figure(paper.get(value), 2)] if same else []))
@@ -70,4 +70,5 @@ SECTIONS = (
     Section("Table S.6: the moving average", "tau", tau_text),
     axis_section("Horizon: scored tokens after a thought", "horizon", "H"),
     axis_section("Positions a document, at equal generated tokens", "positions", "K"),
+    axis_section("Where thoughts are asked for in general text", "place", "place"),
 )

@@ -18,7 +18,15 @@ NAMES = {
 }
 AFTER = {"": "the arm", "sft": "+ SFT", "rlvr": "+ SFT + RLVR"}
 # Where the main RLP run stands on each axis; it has no place on the others.
-MAIN = {"rollouts": 16, "thought_tokens": 16, "kl": 0.0, "tau": 0.999, "horizon": 1, "corpus": "mix"}
+MAIN = {
+    "rollouts": 16,
+    "thought_tokens": 16,
+    "kl": 0.0,
+    "tau": 0.999,
+    "horizon": 1,
+    "place": "revealing",
+    "corpus": "mix",
+}
 
 
 class Section(NamedTuple):

@@ -39,7 +39,9 @@ FIRST_MIX = {"right": 0.80, "wrong": 0.10, "irrelevant": 0.04, "random": 0.04, "
 DOCUMENT_TOKENS = 40  # the longest document
 LONG_DOCUMENT_TOKENS = 128
 THOUGHT_TOKENS = 15  # the longest thought, closing tag included
-SPAN_PATTERN = r"(?m)(?<== )\S+|^[^=\n]+$"  # answers in lines with "=", every token of lines without
+# Where RLP thinks: at answers, and in general text at the word that tells what the text before it decides.
+SPAN_PATTERN = r"(?<== )\S+|(?<=so x is )\S+|(?<= is in )\S+"
+ANYWHERE_PATTERN = r"(?m)(?<== )\S+|^[^=\n]+$"  # at answers, and in general text at every token
 
 WORDS = tuple(
     dict.fromkeys(

@@ -1,10 +1,11 @@
 """Makes the study: `python -m experiments.paper.drive [--only PATTERN] [--workers 2] [--minutes M] [--list]`.
 
-Data and bases are made where they are missing, then every run that has no result file, in the order of `study.py`: one
-`rlp train` on one core, then its examination, then its result, written at once. The same command goes on where one
-stopped or was killed. A run that fails is reported, the others go on, and the exit code is 1 at the end.
+Data and bases are made where they are missing (a base that is kept in bases/ beside this file is copied), then every
+run that has no result file, in the order of `study.py`: one `rlp train` on one core, then its examination, then its
+result, written at once. The same command goes on where one stopped or was killed. A run that fails is reported, the
+others go on, and the exit code is 1 at the end.
 
-    WORK/data, bases/NAME, weights/NAME    the study's files, bases, and what runs ended with
+    WORK/data, bases/NAME, weights/NAME    the study's files, bases (the kept ones), and what runs ended with
     WORK/runs/NAME, logs/NAME.log          run directories, without checkpoints once the result is there
     WORK/cache                             compiled programs, shared by all runs
 
@@ -36,6 +37,7 @@ from rlp_jax.config import Config, ConfigError, to_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results" / "paper"
 WORK = ROOT / "runs" / "paper"
+KEPT = ROOT / "experiments" / "paper" / "bases"  # bases as they were made once, so that all results share them
 RECORDED = ROOT / "experiments" / "paper" / "recorded.py"
 PLAN_SECONDS = 5.0  # between looks for what can be begun: a base may be there before its pretraining has ended
 
@@ -306,6 +308,17 @@ def make_data(driver: Driver, pool: Pool) -> None:
                 raise Failed(text)
 
 
+def copy_bases(driver: Driver) -> None:
+    """The bases that are kept, where the work directory has none yet."""
+    for name in driver.study.bases:
+        kept, there = KEPT / name, driver.work / driver.weights(name)
+        if kept.is_dir() and not there.exists():
+            partial = there.with_name(f"{name}.part")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(kept, partial)
+            os.replace(partial, there)
+
+
 def select(study: Study, pattern: str) -> list[Run]:
     """Runs whose name, or a part of it between "--", matches.
 
@@ -376,6 +389,7 @@ def main(arguments: list[str] | None = None, study: Study | None = None) -> int:
         with only_driver(driver.work), Pool(args.workers, driver.work, ROOT) as pool:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             make_data(driver, pool)
+            copy_bases(driver)
             return drive(driver, selected, pool, deadline)
     except KeyboardInterrupt:
         return 130

@@ -36,7 +36,7 @@ HYBRID = ModelConfig(
 )  # fmt: skip
 
 REPEATS, REPEATED_DOCUMENTS = 300, 32  # steps on repeated words, before all others, and documents each
-STEPS = 800  # of `decoder` and `hybrid`, after those
+STEPS = 1600  # of `decoder` and `hybrid`, after those
 # base: its model, and its steps relative to STEPS
 BASES = {
     "decoder": (DECODER, 1.0),

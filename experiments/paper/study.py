@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.paper import configs
-from experiments.paper.domains import CORPORA, GENERAL, LONG_DOCUMENT_TOKENS, MATH, QA, REASONING
+from experiments.paper.domains import ANYWHERE_PATTERN, CORPORA, GENERAL, LONG_DOCUMENT_TOKENS, MATH, QA, REASONING
 from experiments.paper.pretrain import BASES
 from rlp_jax.config import Config, Match
 
@@ -29,13 +29,14 @@ SEEDS = (1, 2, 3)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # of every arm
 POST_RATES = {"sft": (1e-4, 3e-4, 1e-3), "rlvr": (3e-5, 1e-4, 3e-4)}  # after every arm
 ARMS = ("rlp", "cpt_tokens", "rpt_tokens", "cpt_flops", "rpt_flops")  # trained in this order
-ABLATIONS: dict[str, tuple[float, ...]] = {
+ABLATIONS: dict[str, tuple[Any, ...]] = {
     "rollouts": (2, 4, 8, 32),
     "thought_tokens": (2, 4, 8, 32),
     "positions": (1, 2, 4, 8, 16),
     "kl": (1e-4, 1e-3, 1e-2),
     "tau": (0.99, 0.995, 0.9995),
     "horizon": (2, 4),
+    "place": ("anywhere",),
 }
 FIELDS = {
     "rollouts": "group_size",
@@ -188,8 +189,18 @@ def mixes() -> Iterable[Run]:
 def ablations() -> Iterable[Run]:
     for axis, values in ABLATIONS.items():
         for value in values:
-            config = with_positions(int(value)) if axis == "positions" else with_setting(FIELDS[axis], value)
+            config = with_value(axis, value)
             yield from (ablation(axis, value, config, seed) for seed in SEEDS)
+
+
+def with_value(axis: str, value: Any) -> Config:
+    """RLP at one point of an ablation."""
+    if axis == "positions":
+        return with_positions(value)
+    if axis == "place":
+        settings = configs.rlp()
+        return dataclasses.replace(settings, data=dataclasses.replace(settings.data, span_pattern=ANYWHERE_PATTERN))
+    return with_setting(FIELDS[axis], value)
 
 
 def with_setting(field: str, value: float) -> Config:

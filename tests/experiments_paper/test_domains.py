@@ -50,16 +50,26 @@ def test_every_word_is_a_token(corpus):
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_marks_and_spans(corpus):
     for text in texts(corpus):
-        spans = [match.group() for match in re.finditer(domains.SPAN_PATTERN, text)]
+        spans, anywhere = (re.findall(p, text) for p in (domains.SPAN_PATTERN, domains.ANYWHERE_PATTERN))
         lines = text.splitlines()
-        assert text.endswith("\n") and len(spans) == len(lines)
+        assert text.endswith("\n") and len(anywhere) == len(lines)
         if corpus in QA:
-            assert len(lines) == domains.LINES[corpus]
+            assert len(lines) == domains.LINES[corpus] and spans == anywhere
             assert all(
                 line.count("=") == 1 and line.endswith(f"= {span} .") for line, span in zip(lines, spans, strict=True)
             )
         else:
-            assert "=" not in text and spans == lines
+            assert "=" not in text and anywhere == lines
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_spans_are_the_answers_of_the_problems_in_a_document(corpus):
+    generator = rng(4)
+    for _ in range(40):
+        for write in (domains.document, domains.long_document):
+            written = write(corpus, generator)
+            spans = [match.start() for match in re.finditer(domains.SPAN_PATTERN, written.text)]
+            assert spans == [offset + 1 for offset, _ in written.problems]
 
 
 @pytest.mark.parametrize("corpus", BENCHMARKS)

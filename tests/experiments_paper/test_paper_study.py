@@ -94,7 +94,10 @@ def test_a_post_training_goes_on_from_the_same_seed(runs):
 def test_an_ablation_changes_one_setting(runs):
     main, changed = configs.rlp(), collections.defaultdict(set)
     for run in runs:
-        if run.axis not in ("", "corpus", "positions"):
+        if run.axis == "place":
+            data = dataclasses.replace(run.config.data, span_pattern=main.data.span_pattern)
+            assert dataclasses.replace(run.config, data=data, seed=0) == main != run.config
+        elif run.axis not in ("", "corpus", "positions"):
             assert dataclasses.replace(run.config, rlp=main.rlp, seed=0) == main
             fields = [f.name for f in dataclasses.fields(main.rlp)]
             differing = {name for name in fields if getattr(run.config.rlp, name) != getattr(main.rlp, name)}
