@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.paper import arms, axes, bases, compute, ordering, perplexity, split, sweeps, table3, table4
+from experiments.paper import arms, axes, bases, before, compute, ordering, perplexity, split, sweeps, table3, table4
 from experiments.paper.cells import Section
 from experiments.paper.drawing import Drawing, current, render
 from experiments.paper.figure2 import FIGURES, drawings
@@ -19,6 +19,7 @@ from experiments.paper.results import FOLDER, Record, ResultError, load
 
 HERE = Path(__file__).parent
 SECTIONS: tuple[Section, ...] = (
+    before.BEFORE,
     arms.TABLE_1,
     arms.TABLE_2,
     table3.TABLE_3,

@@ -6,7 +6,7 @@ import math
 import pytest
 from written import write
 
-from experiments.paper import cells, ordering, results, split
+from experiments.paper import before, cells, ordering, results, split
 from experiments.paper.domains import BENCHMARKS
 from experiments.paper.intervals import Interval, mean, paired
 from experiments.paper.table4 import corpora
@@ -174,3 +174,10 @@ def test_a_cell_is_of_its_own_runs_alone(tmp_path):
     assert [run.seed for run in results.select(records, "rlp")] == [1, 2]
     assert [run.seed for run in cells.at(records, "kl", 0.001)] == [1] and len(cells.at(records, "kl", 0.0)) == 2
     assert cells.points(records, "kl") == [0.0, 0.001] and cells.points(records, "tau") == []
+
+
+def test_the_table_of_abilities_has_a_row_for_each_base_and_benchmark_that_is_there():
+    figures = {what: i / 10 for i, what in enumerate(before.COLUMNS.values())}
+    lines = before.abilities_table({"decoder": dict.fromkeys(BENCHMARKS, figures)}).splitlines()
+    assert len(lines) == 2 + len(BENCHMARKS) + 2
+    assert lines[2] == "| decoder | arithmetic | 0.0 | 10.0 | 20.0 | 30.0 | 40.0 | 50.0 | 60.0 |"
