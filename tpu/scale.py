@@ -214,7 +214,8 @@ def ratios() -> dict[str, dict[tuple[str, str], float]]:
             config = load_experiment(f"pod/{names[result['model']]}")
             tensor, sampling = result["mesh"]["tensor"], result["rollout_tensor"]
             layout = Layout(result["chips"], tensor, sampling, result["slots"], result["microbatches"])
-            rlp = dataclasses.replace(config.rlp, microbatches=result["microbatches"])
+            group = result["thoughts"] // config.rlp.positions
+            rlp = dataclasses.replace(config.rlp, microbatches=result["microbatches"], group_size=group)
             formula = costs(dataclasses.replace(config, rlp=rlp), shape_of(config), layout, result["tokens"])
             keys = {"flops": "flops", "hbm": "hbm_bytes", "ici": "ici_bytes"}
             phases = result["phases"]

@@ -25,12 +25,6 @@ class Entry:
     settings: tuple[str, ...] = ()
 
     @property
-    def batch(self) -> str:
-        """Documents × thoughts of a step."""
-        given = dict(setting.split("=") for setting in self.settings)
-        return f"512 × {given.get('rlp.group_size', 16)}"
-
-    @property
     def name(self) -> str:
         several = f"-x{self.slices}" if self.slices > 1 else ""
         return f"{self.experiment}-{self.topology.replace(':', '-')}{several}"
@@ -63,7 +57,7 @@ ENTRIES = (
     Entry(NEMOTRON, "v5p:4x4x4", settings=(*parts(32), "mesh.tensor=2")),
     Entry(NEMOTRON, "v5p:4x8x8", settings=(*parts(128), "mesh.tensor=2")),
     # The residual stream of one document's 16 thoughts alone takes two thirds of such a chip.
-    Entry(NEMOTRON, "v6e:16x16", settings=(*parts(32), "mesh.tensor=8", "rlp.group_size=8")),
+    Entry(NEMOTRON, "v6e:16x16", settings=(*parts(32), "mesh.tensor=8", "rlp.group_size=6")),
 )
 
 
@@ -107,8 +101,9 @@ def table() -> str:
         memory, phases = result["hbm_per_chip"], result["phases"]
         peak = max(memory[name]["peak"] for name in ("sample", "learn") if name in memory)
         mesh = " ".join(f"{name}={size}" for name, size in result["mesh"].items() if size > 1)
+        batch = f"{result['documents']} × {result['thoughts']}"
         chips = f"{result['slices']} × " * (result["slices"] > 1) + result["topology"]
-        row = [result["model"], chips, mesh, entry.batch, result["optimization_level"],
+        row = [result["model"], chips, mesh, batch, result["optimization_level"],
                "yes" if result["fits"] else "no", f"{peak / GIB:.2f}", f"{memory['capacity'] / GIB:.2f}"]  # fmt: skip
         if phases:
             longest = max(phases, key=lambda name: phases[name]["bound_s"])

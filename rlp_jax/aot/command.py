@@ -43,6 +43,8 @@ def compile_for(config: Config, topology: Topology, level: str | None = None, to
         "rollout_tensor": run.mesh.shape.get(ROLLOUT, 1) * run.mesh.shape["tensor"],
         "model": config.model,
         "remat": config.remat,
+        "documents": config.batch_documents,
+        "thoughts": config.rlp.positions * config.rlp.group_size,  # of a document
         "microbatches": config.rlp.microbatches,
         "slots": config.rlp.slots or config.rlp.positions * config.rlp.group_size,
         "optimization_level": level or "default",

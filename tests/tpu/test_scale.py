@@ -83,9 +83,14 @@ def test_operations_and_decoding_are_what_the_compiler_says(scale):
     found = scale.ratios()
     assert found
     for name, ratios in found.items():
-        for phase in ("baseline", "prefill", "rollout", "gradient"):
+        hybrid = name.startswith("nemotron")
+        for phase in ("baseline", "prefill", "rollout"):
             assert 0.95 < ratios[phase, "flops"] < 1.15, (name, phase)
-        assert 0.8 < ratios["rollout", "hbm"] < 1.6, name
+        # The formula counts each layer's forward twice. The product that a layer ends in is not needed again, and is
+        # half of an MLP, which is a layer of its own in a hybrid.
+        assert (0.85 if hybrid else 0.95) < ratios["gradient", "flops"] < 1.15, name
+        # A hybrid's loop moves recurrent states out of the stack of layers and back, beside reading and writing them.
+        assert 0.8 < ratios["rollout", "hbm"] < (3.5 if hybrid else 1.6), name
 
 
 def test_the_page_shows_what_the_script_prints(scale):
