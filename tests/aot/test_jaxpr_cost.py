@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from rlp_jax.aot.jaxpr_cost import Turns, UnknownTurns, count_flops, innermost
@@ -97,7 +97,7 @@ def test_phases_take_the_innermost_scope_through_transformations():
 
 
 def test_shard_map_counts_every_device():
-    mesh = AbstractMesh((4, 2), ("a", "b"))
+    mesh = AbstractMesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     x = jax.ShapeDtypeStruct((12, 5), jnp.float32)
     split = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P("a"), P()), out_specs=P("a"), check_vma=False)
     assert count(split, x, W).total() == 4 * 2 * ONE  # along "b" all do the same
