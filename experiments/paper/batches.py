@@ -6,7 +6,7 @@ only cheaper. In general text some places are ordinary ones, where nothing is to
 there too.
 
 Before any of that a base reads repeated words for a while (`repeats`): to look up what followed a word before is what
-every thought needs, and a small decoder finds that out soonest where all is repetition.
+every thought needs, and all that such a text can teach.
 
 Every number here is a function of (seed, number of the batch).
 """

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from rlp_jax.config import Config, ConfigError, SuiteConfig
-from rlp_jax.data.pipeline import heldout_batches, load_documents
+from rlp_jax.data.documents import TokenizedDocument
+from rlp_jax.data.pipeline import Batch, heldout_batches, load_documents
 from rlp_jax.data.template import TemplateTokens, check_lengths
 from rlp_jax.evals import likelihood
 from rlp_jax.evals.records import Records
@@ -53,6 +55,27 @@ def with_settings(config: Config, settings: SuiteConfig) -> Config:
     )
 
 
+def batches_and_key(config: Config, documents: list[TokenizedDocument], pad_id: int) -> tuple[list[Batch], jax.Array]:
+    """The batches of documents to think about, and the key of positions and thoughts."""
+    rows = min(config.eval.batch_documents, len(documents))
+    batches = heldout_batches(documents, rows, len(documents), config.data.document_tokens, pad_id)
+    return batches, step_key(config.seed, 0, Purpose.EVALUATION)
+
+
+def what_decides(
+    task: str, config: Config, documents: list[TokenizedDocument], template: TemplateTokens, weights: str
+) -> dict[str, Any]:
+    """What records of documents that were thought about depend on."""
+    return {
+        "task": task,
+        "weights": weights,
+        "documents": [document.id for document in documents],
+        "template": [list(part) for part in template],
+        **{name: dataclasses.asdict(getattr(config, name)) for name in ("rlp", "eval")},
+        "seed": config.seed,
+    }
+
+
 def run_perplexity(
     model: LanguageModel,
     params: Params,
@@ -88,17 +111,8 @@ def run_perplexity(
             f"{', '.join(config.data.sources)} has {len(documents)} documents of at least {config.data.min_tokens} "
             "tokens: the shuffled control needs the thought of another document, so at least 2"
         )
-    rows = min(config.eval.batch_documents, len(documents))
-    batches = heldout_batches(documents, rows, len(documents), config.data.document_tokens, tokenizer.pad_id)
-    key = step_key(config.seed, 0, Purpose.EVALUATION)
-    decided = {
-        "task": NAME,
-        "weights": weights,
-        "documents": [document.id for document in documents],
-        "template": [list(part) for part in template],
-        **{name: dataclasses.asdict(getattr(config, name)) for name in ("rlp", "eval")},
-        "seed": config.seed,
-    }
+    batches, key = batches_and_key(config, documents, tokenizer.pad_id)
+    decided = what_decides(NAME, config, documents, template, weights)
     with Records(path, decided, say) as records:
         for number in range(len(records.rows), len(batches)):
             out = likelihood.of_documents(model, params, ema_params, batches[number], template, config, key)

@@ -16,19 +16,18 @@ import numpy as np
 
 from rlp_jax.config import Config, ConfigError, SuiteConfig
 from rlp_jax.data.documents import TokenizedDocument
-from rlp_jax.data.pipeline import heldout_batches, load_documents
+from rlp_jax.data.pipeline import load_documents
 from rlp_jax.data.template import TemplateTokens, check_lengths
 from rlp_jax.distributed import fetch
 from rlp_jax.evals import probes
 from rlp_jax.evals.breakdown import summarise
 from rlp_jax.evals.likelihood import Thinking, check_batch, think_and_score
-from rlp_jax.evals.perplexity import with_settings
+from rlp_jax.evals.perplexity import batches_and_key, what_decides, with_settings
 from rlp_jax.evals.records import Record, Records
 from rlp_jax.evals.token_classes import Rules, classify, surfaces
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout import scoring
 from rlp_jax.sharding import mesh_of, over
-from rlp_jax.state import Purpose, step_key
 
 NAME = "gain"
 DIGITS = 7  # of a record's nats, after the point
@@ -84,18 +83,9 @@ def run_gain(
             f"{len(documents)} documents to think about: the shuffled control needs the thought of another document, "
             "so at least 2"
         )
-    rows = min(config.eval.batch_documents, len(documents))
-    batches = heldout_batches(documents, rows, len(documents), config.data.document_tokens, tokenizer.pad_id)
-    key = step_key(config.seed, 0, Purpose.EVALUATION)
-    decided = {
-        "task": NAME,
-        "weights": weights,
-        "documents": [document.id for document in documents],
-        "template": [list(part) for part in template],
-        **{name: dataclasses.asdict(getattr(config, name)) for name in ("rlp", "eval")},
-        "seed": config.seed,
-        "classes": [[name, pattern.pattern] for name, pattern in rules],
-    }
+    batches, key = batches_and_key(config, documents, tokenizer.pad_id)
+    decided = what_decides(NAME, config, documents, template, weights)
+    decided["classes"] = [[name, pattern.pattern] for name, pattern in rules]
     with Records(path, decided, say) as records:
         first, there = _progress(records.rows)
         for number in range(first, len(batches)):

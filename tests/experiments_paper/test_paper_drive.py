@@ -234,3 +234,16 @@ def test_a_rival_that_samples_names_the_run_that_tells_how_much(copy):
     )
     given = from_json((copy / "work" / "settings" / "rpt.json").read_text(), "")
     assert (given.model, given.algorithm) == ("bases/tiny", "cpt")
+
+
+def test_kept_bases_are_copied_where_there_are_none(tmp_path):
+    study = Study((), bases=("decoder", "decoder_early", "unknown"))
+    driver = drive.Driver(study, tmp_path, tmp_path / "results")
+    own = tmp_path / "bases" / "decoder_early" / "config.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    drive.copy_bases(driver)
+    assert sorted(path.name for path in (tmp_path / "bases").iterdir()) == ["decoder", "decoder_early"]
+    kept = drive.KEPT / "decoder" / "model.safetensors"
+    assert (tmp_path / "bases" / "decoder" / "model.safetensors").read_bytes() == kept.read_bytes()
+    assert own.read_text() == "mine"
