@@ -63,6 +63,7 @@ class RLPConfig:
     # "likelihood" leaves out S_ema, which is the same for all thoughts of a position and so cancels in their advantage:
     # the update is the same, only the reported reward is another.
     reward: Reward = "gain"
+    normalise: bool = False  # divide advantages by the group's standard deviation, as GRPO does; equation 7 does not
     clip_low: float = 0.2  # epsilon_l; not stated, TRL's default
     clip_high: float = 0.2  # epsilon_h; not stated, TRL's default
     kl_coefficient: float = 0.0  # beta

@@ -354,7 +354,8 @@ def _scores(config: Config, samples: Samples, s_pred_BKG: jax.Array, logprob_BKG
         reward_BKG = jax.lax.stop_gradient(s_pred_BKG)
     else:
         reward_BKG = objective.information_gain(s_pred_BKG, s_ema_BK)
-    return Scores(reward_BKG, objective.group_relative_advantage(reward_BKG), s_pred_BKG, s_ema_BK, logprob_BKGL)
+    advantage = objective.group_normalised_advantage if config.rlp.normalise else objective.group_relative_advantage
+    return Scores(reward_BKG, advantage(reward_BKG), s_pred_BKG, s_ema_BK, logprob_BKGL)
 
 
 def _metrics(sums, samples: Samples, scores: Scores) -> dict[str, jax.Array]:

@@ -280,6 +280,16 @@ def test_a_likelihood_reward_without_baseline_gives_the_same_update():
     assert relative_error(other.opt_state, new.opt_state) < 1e-6
 
 
+def test_normalised_advantages_have_a_standard_deviation_of_one():
+    model, state, batch, samples = prepared()
+    _, _, scores = steps(model, TEMPLATE, configure(normalise=True))[2](state, batch, samples)
+    valid_BK = np.asarray(samples.valid_BK)
+    reward_NG, advantage_NG = (np.asarray(x, np.float64)[valid_BK] for x in (scores.reward_BKG, scores.advantage_BKG))
+    centred_NG = reward_NG - reward_NG.mean(-1, keepdims=True)
+    assert reward_NG.std(-1).min() > 1e-3 and abs(reward_NG.std(-1).max() - 1) > 0.1
+    np.testing.assert_allclose(advantage_NG, centred_NG / reward_NG.std(-1, keepdims=True), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("where", ["params", "reward", "one microbatch", "gradient"])
 def test_what_is_not_finite_changes_nothing_but_the_step_counter(where, monkeypatch):
     config = configure(microbatches=2) if where == "one microbatch" else CONFIG

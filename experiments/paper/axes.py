@@ -71,4 +71,5 @@ SECTIONS = (
     axis_section("Horizon: scored tokens after a thought", "horizon", "H"),
     axis_section("Positions a document, at equal generated tokens", "positions", "K"),
     axis_section("Where thoughts are asked for in general text", "place", "place"),
+    axis_section("Advantages divided by their spread, as RPT's are", "advantage", "advantages"),
 )

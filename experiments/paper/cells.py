@@ -25,6 +25,7 @@ MAIN = {
     "tau": 0.999,
     "horizon": 1,
     "place": "revealing",
+    "advantage": "centred",
     "corpus": "mix",
 }
 

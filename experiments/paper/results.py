@@ -17,7 +17,7 @@ BASES = ("decoder", "hybrid", "decoder_early", "decoder_late")
 ARMS = ("base", "cpt_tokens", "cpt_flops", "rpt_tokens", "rpt_flops", "rlp")
 STAGES = ("", "sft", "rlvr")  # "": after the arm itself
 # What an ablation may change, one at a time.
-AXES = ("rollouts", "thought_tokens", "kl", "tau", "horizon", "positions", "place", "corpus")
+AXES = ("rollouts", "thought_tokens", "kl", "tau", "horizon", "positions", "place", "advantage", "corpus")
 METRICS = ("pass1", "greedy", "plain")  # sampled with a thought, greedy with a thought, without a thought
 
 

@@ -27,7 +27,7 @@ from rlp_jax.config import Config, Match
 
 SEEDS = (1, 2, 3)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # of every arm
-POST_RATES = {"sft": (1e-4, 3e-4, 1e-3), "rlvr": (3e-5, 1e-4, 3e-4)}  # after every arm
+POST_RATES = {"sft": (3e-4, 1e-3, 3e-3, 1e-2), "rlvr": (3e-5, 1e-4, 3e-4, 1e-3)}  # after every arm
 ARMS = ("rlp", "cpt_tokens", "rpt_tokens", "cpt_flops", "rpt_flops")  # trained in this order
 ABLATIONS: dict[str, tuple[Any, ...]] = {
     "rollouts": (2, 4, 8, 32),
@@ -37,6 +37,7 @@ ABLATIONS: dict[str, tuple[Any, ...]] = {
     "tau": (0.99, 0.995, 0.9995),
     "horizon": (2, 4),
     "place": ("anywhere",),
+    "advantage": ("normalised",),
 }
 FIELDS = {
     "rollouts": "group_size",
@@ -197,6 +198,8 @@ def with_value(axis: str, value: Any) -> Config:
     """RLP at one point of an ablation."""
     if axis == "positions":
         return with_positions(value)
+    if axis == "advantage":
+        return with_setting("normalise", value == "normalised")
     if axis == "place":
         settings = configs.rlp()
         return dataclasses.replace(settings, data=dataclasses.replace(settings.data, span_pattern=ANYWHERE_PATTERN))

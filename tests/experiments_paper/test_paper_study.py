@@ -102,7 +102,7 @@ def test_an_ablation_changes_one_setting(runs):
             fields = [f.name for f in dataclasses.fields(main.rlp)]
             differing = {name for name in fields if getattr(run.config.rlp, name) != getattr(main.rlp, name)}
             assert len(differing) == 1
-            assert getattr(run.config.rlp, differing.pop()) == run.value
+            assert getattr(run.config.rlp, differing.pop()) == (True if run.axis == "advantage" else run.value)
         changed[run.axis].add((run.value, run.seed))
     assert all(len(points) == len(SEEDS) * len({v for v, _ in points}) for axis, points in changed.items() if axis)
 
