@@ -211,6 +211,11 @@ class Driver:
             arguments += ["--weights", str(self.weights(run.name))]
         done = yield arguments, run.name
         compute["examination_seconds"] = done.seconds
+        where = {}
+        if run.located and run.name not in self.results:
+            file = self.work / "scores" / f"{run.name}.where.json"
+            yield ["-m", "experiments.paper.locate", str(source), "--out", str(file)], run.name
+            where = json.loads(file.read_text())
         own = start if config is None else self.weights(run.name)
         self._fingerprints.pop(own.as_posix(), None)
         fingerprints = {
@@ -225,7 +230,7 @@ class Driver:
                 raise Failed(f"made again, it has other weights than {self.path(run.name)}: remove that to go on here")
             text = "made again, as others start from it"
         else:
-            given = self.work / place, json.loads(scores.read_text()), compute, fingerprints
+            given = self.work / place, json.loads(scores.read_text()), where, compute, fingerprints
             result = outcome.assemble(run, wanted, *given)
             self.folder.mkdir(parents=True, exist_ok=True)
             outcome.write(self.path(run.name), result)

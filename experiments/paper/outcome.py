@@ -6,6 +6,8 @@ settings          learning_rate, steps, what it started from and was matched to,
 scores, validation   `examine.examine` on test or on validation problems, the other one empty
 evaluation        before and after training, on held-out documents (rlp_jax/evals/likelihood.py)
 budget            of a run that is matched to another (`config.Budget`)
+alarms            when its thoughts collapsed (`alarms.of_run`), [] for never; absent where nothing is trained
+where             where in text its thoughts pay (`locate.locate`), of bases and arms before post-training
 compute           input_tokens, sampled_tokens, flops where counted, seconds: of all steps; wall_seconds and
                   processor_seconds of the training process, examination_seconds
 fingerprints      sha256 of the data, the base's weights, those it started from and its own
@@ -22,10 +24,15 @@ from typing import Any
 
 from experiments.paper.study import Run
 from rlp_jax.config import Config, ConfigError, to_json
+from rlp_jax.evals.alarms import of_run
+from rlp_jax.report.run import read_run
 
 PACKAGES = ("rlp_jax", "jax", "jaxlib", "numpy", "optax", "flax")
 # Settings that say where something is or how often it is saved, and those with a place of their own.
 LEFT_OUT = ("name", "model", "budget.", "checkpoint.", "optimizer.learning_rate", "steps")
+
+DIGITS = 4  # of what `where` holds, after the point
+CLOSE_TOKENS = 1  # of the closing tag, a word of the study's tokenizer
 
 Result = dict[str, Any]
 
@@ -88,21 +95,29 @@ def differing(result: Result, wanted: dict[str, Any]) -> list[str]:
 
 
 def assemble(
-    run: Run, wanted: dict[str, Any], run_dir: Path, scores: dict, compute: dict[str, float], fingerprints: dict
+    run: Run,
+    wanted: dict[str, Any],
+    run_dir: Path,
+    scores: dict,
+    where: dict,
+    compute: dict[str, float],
+    fingerprints: dict,
 ) -> Result:
     """The result of a run that has been trained and examined.
 
     Args:
       wanted: of `settings`.
       run_dir: of the training; not looked at where there was none.
+      where: of `locate.locate`, {} where it is not asked for.
       compute: what was measured outside it.
     """
-    trained, evaluation, budget = {}, {}, {}
+    trained, evaluation, budget, found = {}, {}, {}, {}
     if run.config is not None:
         evaluation = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
         ended = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
         trained = {"steps": ended["steps"]}
         budget = ended["budget"] if run.match else {}
+        found["alarms"] = of_run(read_run(run_dir).metrics, CLOSE_TOKENS)
         compute = training_compute(run_dir) | ({"flops": budget["flops"]} if budget.get("flops") else {}) | compute
     place = {name: getattr(run, name) for name in ("name", "arm", "base", "stage", "seed", "axis", "value")}
     return place | {
@@ -116,7 +131,18 @@ def assemble(
         "compute": compute,
         "fingerprints": fingerprints,
         "versions": versions(),
+        **found,
+        **({"where": rounded(where)} if where else {}),
     }
+
+
+def rounded(value: Any) -> Any:
+    """JSON with no more digits than its intervals deserve."""
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return round(value, DIGITS) if isinstance(value, float) else value
 
 
 def training_compute(run_dir: Path) -> dict[str, float]:

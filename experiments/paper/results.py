@@ -3,10 +3,10 @@
 This is the one file that knows how the JSON is laid out; the tables see records alone.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class ResultError(ValueError):
     """A result file that cannot be read, in one line."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Record:
     """One finished run.
 
@@ -42,6 +42,8 @@ class Record:
       evaluation: {"before": ..., "after": ...}, each as `rlp_jax.evals.likelihood.evaluate` returns it.
       budget: of a run that is matched to another (`rlp_jax.config.Budget`), else {}.
       compute: input_tokens, sampled_tokens, flops, seconds; those that are known.
+      where: as `rlp_jax.evals.breakdown.summarise` returns it, {} where it was not asked.
+      alarms: of the run's training, as `rlp_jax.evals.alarms.of_run` returns them; None where they were not kept.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Record:
     evaluation: dict[str, dict[str, Any]]
     budget: dict[str, Any]
     compute: dict[str, float]
+    where: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alarms: list[dict[str, Any]] | None = None
 
 
 def load(folder: Path = FOLDER) -> list[Record]:
@@ -89,6 +93,8 @@ def _read(path: Path) -> Record:
             evaluation=raw["evaluation"],
             budget=raw["budget"],
             compute=raw["compute"],
+            where=raw.get("where", {}),
+            alarms=raw.get("alarms"),
         )
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: {error}") from None

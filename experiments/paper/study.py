@@ -93,6 +93,11 @@ class Run:
         return "validation" if self.sweep else "test"
 
     @property
+    def located(self) -> bool:
+        """Whether it is asked where in text its thoughts pay (`locate.py`): bases and arms before post-training."""
+        return not (self.sweep or self.axis or self.stage)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """What must have been made before it."""
         named = (self.start, self.rate_from, self.match_run, self.rival_run)

@@ -11,7 +11,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.paper import arms, axes, bases, before, compute, ordering, perplexity, split, sweeps, table3, table4
+from experiments.paper import (
+    arms,
+    axes,
+    bases,
+    before,
+    compute,
+    ordering,
+    perplexity,
+    places,
+    split,
+    sweeps,
+    table3,
+    table4,
+)
 from experiments.paper.cells import Section
 from experiments.paper.drawing import Drawing, current, render
 from experiments.paper.figure2 import FIGURES, drawings
@@ -29,6 +42,9 @@ SECTIONS: tuple[Section, ...] = (
     bases.BASES_SECTION,
     perplexity.TABLE_S8,
     split.SPLIT,
+    places.PLACES,
+    places.QUOTES,
+    places.ALARMS,
     sweeps.SWEEPS,
     compute.COMPUTE,
     ordering.ORDERING,

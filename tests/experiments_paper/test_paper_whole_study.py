@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from written import EVALUATION, shares
+from written import EVALUATION, WHERE, shares
 
 from experiments.paper import configs, drive, outcome, results, study, tables
 from experiments.paper.cells import MAIN
@@ -19,12 +19,13 @@ def records(tmp_path_factory):
     budget = Budget(match="tokens", rlp_flops=3e12, flops=2e12)
     (run_dir / "config.json").write_text(to_json(dataclasses.replace(configs.rlp(), budget=budget)))
     (run_dir / "summary.json").write_text(json.dumps({"before": EVALUATION, "after": EVALUATION}))
-    row = {"step": 1, "input_tokens": 500, "sampled_tokens": 4000, "seconds": 0.5}
+    row = {"step": 1, "input_tokens": 500, "sampled_tokens": 4000, "seconds": 0.5, "thought_len": 9.0, "stop_rate": 1.0}
     (run_dir / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
     for run in study.study().runs:
         references = {name: getattr(run, name) for name in ("start", "match_run", "rival_run")}
         wanted = outcome.settings(run, run.config, references, 256)
-        result = outcome.assemble(run, wanted, run_dir, shares(0.5), {"wall_seconds": 2.0}, {})
+        where = WHERE if run.located else {}
+        result = outcome.assemble(run, wanted, run_dir, shares(0.5), where, {"wall_seconds": 2.0}, {})
         outcome.write(folder / f"{run.name}.json", result)
     return results.load(folder)
 
