@@ -8,7 +8,7 @@ import pytest
 
 from experiments.paper import configs
 from experiments.paper.pretrain import BASES
-from experiments.paper.study import ARMS, RATES, SEEDS, best, overall, resolved, study
+from experiments.paper.study import ARMS, HYBRID_ARMS, RATES, SEEDS, best, overall, resolved, study
 from rlp_jax.settings import validate
 
 
@@ -39,8 +39,8 @@ def test_the_main_table_of_the_decoder_comes_first(runs):
 
 
 def test_all_rivals_try_the_same_rates_and_have_as_many_seeds(runs):
-    for base in ("decoder", "hybrid"):
-        for stage, arms in (("", ARMS), ("sft", ("base", *ARMS)), ("rlvr", ("base", *ARMS))):
+    for base, trained in (("decoder", ARMS), ("hybrid", HYBRID_ARMS)):
+        for stage, arms in (("", trained), ("sft", ("base", *trained)), ("rlvr", ("base", *trained))):
             tried = {}
             for arm in arms:
                 of_arm = [r for r in runs if (r.base, r.stage, r.arm, r.axis) == (base, stage, arm, "")]
@@ -67,7 +67,7 @@ def test_every_setting_is_valid_and_a_rate_takes_its_cosine_along(runs):
 def test_a_rival_is_matched_to_the_rlp_run_of_its_seed(runs):
     by_name = {run.name: run for run in runs}
     rivals = [run for run in runs if run.match and not run.sweep]
-    assert len(rivals) == 2 * 4 * len(SEEDS)
+    assert len(rivals) == (len(ARMS) - 1 + len(HYBRID_ARMS) - 1) * len(SEEDS)
     for run in rivals:
         rlp = by_name[run.match_run]
         assert (rlp.arm, rlp.seed, rlp.base, rlp.axis) == ("rlp", run.seed, run.base, "")
