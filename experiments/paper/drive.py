@@ -18,7 +18,6 @@ import fcntl
 import fnmatch
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 from experiments.paper import outcome
 from experiments.paper import study as study_module
 from experiments.paper.configs import DATA
+from experiments.paper.prepare import copy_bases, make_data
 from experiments.paper.pretrain import BASES
 from experiments.paper.processes import Failed, Finished, Pool
 from experiments.paper.study import Run, Study
@@ -37,7 +37,6 @@ from rlp_jax.config import Config, ConfigError, to_json
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results" / "paper"
 WORK = ROOT / "runs" / "paper"
-KEPT = ROOT / "experiments" / "paper" / "bases"  # bases as they were made once, so that all results share them
 RECORDED = ROOT / "experiments" / "paper" / "recorded.py"
 PLAN_SECONDS = 5.0  # between looks for what can be begun: a base may be there before its pretraining has ended
 
@@ -293,37 +292,6 @@ def drive(driver: Driver, selected: list[Run], pool: Pool, deadline: float) -> i
     return 1 if driver.failed else 0
 
 
-def make_data(driver: Driver, pool: Pool) -> None:
-    """Raises Failed."""
-    if (driver.work / DATA).is_dir():
-        return
-
-    def job():
-        partial = driver.work / f"{DATA}.part"
-        shutil.rmtree(partial, ignore_errors=True)
-        yield ["-m", "experiments.paper.data_files", partial.name], DATA
-        os.replace(partial, driver.work / DATA)
-        driver.check()
-        return "written"
-
-    pool.begin(DATA, job())
-    while pool.busy:
-        for _, text, error in pool.turn():
-            if error:
-                raise Failed(text)
-
-
-def copy_bases(driver: Driver) -> None:
-    """The bases that are kept, where the work directory has none yet."""
-    for name in driver.study.bases:
-        kept, there = KEPT / name, driver.work / driver.weights(name)
-        if kept.is_dir() and not there.exists():
-            partial = there.with_name(f"{name}.part")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(kept, partial)
-            os.replace(partial, there)
-
-
 def select(study: Study, pattern: str) -> list[Run]:
     """Runs whose name, or a part of it between "--", matches.
 
@@ -393,8 +361,8 @@ def main(arguments: list[str] | None = None, study: Study | None = None) -> int:
         deadline = time.monotonic() + 60 * args.minutes
         with only_driver(driver.work), Pool(args.workers, driver.work, ROOT) as pool:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            make_data(driver, pool)
-            copy_bases(driver)
+            make_data(driver.work, pool, driver.check)
+            copy_bases(study.bases, driver.work / "bases")
             return drive(driver, selected, pool, deadline)
     except KeyboardInterrupt:
         return 130

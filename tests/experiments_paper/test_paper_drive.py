@@ -14,7 +14,7 @@ import pytest
 import tiny_study
 from tiny_run import compilation
 
-from experiments.paper import drive, outcome
+from experiments.paper import drive, outcome, prepare
 from experiments.paper.processes import Failed, Finished
 from experiments.paper.study import Study
 from rlp_jax.settings import from_json
@@ -237,13 +237,11 @@ def test_a_rival_that_samples_names_the_run_that_tells_how_much(copy):
 
 
 def test_kept_bases_are_copied_where_there_are_none(tmp_path):
-    study = Study((), bases=("decoder", "decoder_early", "unknown"))
-    driver = drive.Driver(study, tmp_path, tmp_path / "results")
     own = tmp_path / "bases" / "decoder_early" / "config.json"
     own.parent.mkdir(parents=True)
     own.write_text("mine")
-    drive.copy_bases(driver)
+    prepare.copy_bases(("decoder", "decoder_early", "unknown"), tmp_path / "bases")
     assert sorted(path.name for path in (tmp_path / "bases").iterdir()) == ["decoder", "decoder_early"]
-    kept = drive.KEPT / "decoder" / "model.safetensors"
+    kept = prepare.KEPT / "decoder" / "model.safetensors"
     assert (tmp_path / "bases" / "decoder" / "model.safetensors").read_bytes() == kept.read_bytes()
     assert own.read_text() == "mine"
