@@ -239,8 +239,7 @@ def _train(args) -> int:
 
 
 def _sample(args) -> int:
-    from rlp_jax.config import Config
-    from rlp_jax.settings import experiment_of, is_run, load_experiment
+    from rlp_jax.settings import load_experiment
 
     for name in ("thoughts", "tokens", "horizon", "temperature"):
         value = getattr(args, name)
@@ -249,33 +248,14 @@ def _sample(args) -> int:
     text = args.text if args.file is None else args.file.read_text(encoding="utf-8")
     config = load_experiment(args.experiment) if args.experiment else None
 
-    import jax
+    from rlp_jax.evals.think import open_thinker
 
-    from rlp_jax.data.template import template_tokens
-    from rlp_jax.evals.think import think
-
-    if is_run(args.model):
-        from rlp_jax.checkpoint import load_run
-
-        run = load_run(args.model)
-        model, params, ema_params, tokenizer = run.model, run.params, run.ema_params, run.tokenizer
-        config = config or run.config
-    else:
-        from rlp_jax.checkpoints_io.load import load
-
-        model, params, tokenizer = load(args.model)
-        ema_params = params
-        config = config or experiment_of(args.model) or Config()
-    rlp, tokens = config.rlp, tokenizer.encode(text)
-    position = len(tokens) if args.position is None else args.position
-    thinking = think(
-        model, params, ema_params, tokens, position, template_tokens(config.template, tokenizer),
-        jax.random.key(args.seed), args.thoughts, args.tokens or min(rlp.thought_tokens, 256),
-        args.temperature or rlp.temperature, args.horizon or rlp.horizon,
-    )  # fmt: skip
+    thinker = open_thinker(args.model, config)
+    thinking = thinker.think(text, args.position, args.thoughts, args.tokens, args.temperature, args.horizon, args.seed)
+    tokens, position, tokenizer = thinking.tokens, thinking.position, thinker.tokenizer
     print(f"before token {position} of {len(tokens)}: ...{tokenizer.decode(tokens[:position])[-200:]!r}")
     if thinking.gain_G is not None:
-        target = tokenizer.decode(tokens[position : position + (args.horizon or rlp.horizon)])
+        target = tokenizer.decode(thinking.target)
         print(f"the text goes on with {target!r}: {thinking.s_ema:+.3f} nats a token without a thought")
     for g, thought in enumerate(thinking.thoughts):
         gain = "" if thinking.gain_G is None else f"gain {thinking.gain_G[g]:+.3f}, "
@@ -312,24 +292,9 @@ def _eval(args) -> int:
 
 
 def _convert(args) -> int:
-    from rlp_jax.settings import is_run
+    from rlp_jax.api import export
 
-    if args.destination.exists() and (not args.destination.is_dir() or any(args.destination.iterdir())):
-        raise ConfigError(f"{args.destination} exists and is not an empty directory: name a new one")
-    from rlp_jax.checkpoints_io.load import load, save_hf
-
-    if is_run(args.source):
-        from rlp_jax.checkpoint import load_run
-
-        name = "ema_params" if args.ema else "params"
-        run = load_run(args.source, (name,))
-        model, tokenizer, params = run.model, run.tokenizer, getattr(run, name)
-    elif args.ema:
-        raise ConfigError(f"--ema: {args.source} is not a run directory, it has no moving average")
-    else:
-        model, params, tokenizer = load(args.source, host=True)
-    save_hf(args.destination, model, params, tokenizer, args.dtype)
-    print(args.destination)
+    print(export(args.source, args.destination, ema=args.ema, dtype=args.dtype))
     return 0
 
 

@@ -15,7 +15,7 @@ from test_rlp import batch_of, recorder, slow_loss, slow_rewards
 from rlp_jax import rlp
 from rlp_jax.config import Config, EvalConfig, RLPConfig
 from rlp_jax.evals.likelihood import evaluate
-from rlp_jax.evals.think import think
+from rlp_jax.evals.think import Thinker
 from rlp_jax.state import init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -87,10 +87,8 @@ def test_evaluation_and_thinking_near_temperature_0():
     wanted = [-float(target.mean()) for _, target in unshared_scores(MODEL, params, branches, 1.0)]
     np.testing.assert_allclose(result["ce_think"], np.mean(wanted), rtol=1e-4)
     tokens = batch["tokens_BT"][0].tolist()
-    thinking = think(
-        MODEL, params, baseline, tokens, 4, TEMPLATE, jax.random.key(0), group_size=2, max_tokens=L, temperature=1e-4,
-        horizon=H,
-    )  # fmt: skip
+    thinker = Thinker(MODEL, params, baseline, None, TEMPLATE, RLPConfig())
+    thinking = thinker.think(tokens, 4, group_size=2, max_tokens=L, temperature=1e-4, horizon=H)
     shown = [token for token in branches[0].thought if token != TEMPLATE.close[0]]
     assert thinking.thoughts == [shown] * 2
     np.testing.assert_allclose(thinking.gain_G + thinking.s_ema, -wanted[0], rtol=1e-4)

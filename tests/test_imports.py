@@ -34,7 +34,7 @@ LAYERS = (
     ("learner", "rlp", "baselines", "algorithms", "evals", "report", "rows"),
     ("train",),
     ("aot",),
-    ("cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code
+    ("api", "cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 ALONE = {"objective": {"chex", "jax"}}  # parts that import these packages and nothing else

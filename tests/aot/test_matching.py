@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import pytest
@@ -213,7 +214,9 @@ def test_a_rival_of_its_own_on_the_command_line(tmp_path, monkeypatch, capsys):
     )
     given = []
     monkeypatch.setattr(
-        "rlp_jax.train.train", lambda config, *args, **more: given.append((config, args[0])) or tmp_path / "report"
+        sys.modules["rlp_jax.train"],
+        "train",
+        lambda config, *args, **more: given.append((config, args[0])) or tmp_path / "report",
     )
     train = ["train", str(experiment), "--match", "tokens"]
     assert cli.main([*train, "--match-run", str(run_dir)]) == 0
@@ -235,7 +238,7 @@ def test_the_command_line_prints_the_budget_and_runs_it(tmp_path, monkeypatch, c
     )
     given = []
     monkeypatch.setattr(
-        "rlp_jax.train.train", lambda config, *args, **more: given.append(config) or tmp_path / "report"
+        sys.modules["rlp_jax.train"], "train", lambda config, *args, **more: given.append(config) or tmp_path / "report"
     )
     train = ["train", str(experiment), "--as", "cpt", "--run-dir", str(tmp_path / "rival")]
     assert (
