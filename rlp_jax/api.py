@@ -248,18 +248,26 @@ def export(
     return directory
 
 
-def report(run_dir: str | os.PathLike[str]) -> Path:
-    """Writes a run's figures and page again.
+def report(*run_dirs: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Writes a run's figures and page again, or a page that sets several runs side by side.
+
+    Args:
+      run_dirs: run directories.
+      out: of several runs: the page's file.
 
     Returns:
-      The path of report.html.
+      The path of the page: report.html of one run, `out` of several.
 
     Raises:
-      ReportError: not a run directory.
+      ReportError: not a run directory. ConfigError: `out` is missing, or given for one run.
     """
-    from rlp_jax.report.page import write_report
+    if (len(run_dirs) == 1) != (out is None) or not run_dirs:
+        raise ConfigError(f"report of {len(run_dirs)} runs with out={out}: name one run, or several and out")
+    from rlp_jax.report.page import write_comparison, write_report
 
-    return write_report(Path(run_dir))
+    if out is None:
+        return write_report(Path(run_dirs[0]))
+    return write_comparison([Path(run_dir) for run_dir in run_dirs], Path(out))
 
 
 def _named(model: Any) -> str:

@@ -114,8 +114,14 @@ def parser() -> argparse.ArgumentParser:
                          help="of the stored weights (default: float32, bit for bit)")  # fmt: skip
     convert.set_defaults(run=_convert)
 
-    report = commands.add_parser("report", help="write figures and report.html of a run again")
-    report.add_argument("run_dir", type=Path)
+    report = commands.add_parser("report", help="write figures and report.html of a run again, or compare several runs")
+    report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument("--out", type=Path, metavar="FILE", help="of several runs: the page that compares them "
+                        "(default: comparison.html)")  # fmt: skip
+    report.add_argument("--documents", type=int, help="record the gain at every token of so many held-out documents "
+                        "first, before training and at the latest checkpoint")  # fmt: skip
+    report.add_argument("--positions", type=int, help="with --documents: tokens of each at most (default: the run's)")
+    report.add_argument("--thoughts", type=int, help="with --documents: at each token (default: the run's)")
     report.set_defaults(run=_report)
 
     compiled = commands.add_parser(
@@ -325,7 +331,27 @@ def _compile(args) -> int:
 
 
 def _report(args) -> int:
-    from rlp_jax.report.page import write_report
+    from rlp_jax.report.page import write_comparison, write_report
+    from rlp_jax.report.run import read_run
 
-    print(write_report(args.run_dir))
+    for name, value, least in (("documents", args.documents, 1), ("positions", args.positions, 1),
+                               ("thoughts", args.thoughts, 2)):  # fmt: skip
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} is {value}: it must be at least {least}")
+        if value is not None and args.documents is None:
+            raise ConfigError(f"--{name} without --documents: say how many documents to record")
+    several = len(args.run_dirs) > 1
+    if args.out is not None and not several:
+        raise ConfigError("--out is of several runs: the page of one is its report.html")
+    for run_dir in args.run_dirs:
+        read_run(run_dir)
+    if args.documents is not None:
+        from rlp_jax.evals.recording import record
+
+        for run_dir in args.run_dirs:
+            record(run_dir, args.documents, args.positions, args.thoughts, lambda text: print(text, file=sys.stderr))
+            if several:
+                write_report(run_dir)
+    print(write_comparison(args.run_dirs, args.out or Path("comparison.html")) if several else
+          write_report(args.run_dirs[0]))  # fmt: skip
     return 0

@@ -172,6 +172,15 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What the report's viewer shows of held-out documents, recorded before and after training. Changes no number."""
+
+    documents: int = 4  # 0: none
+    positions: int = 64  # of a document at most; all its tokens where there are no more
+    group_size: int = 4  # thoughts at each
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices per mesh axis; -1 on one axis takes what is left."""
 
@@ -232,6 +241,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
+    report: ReportConfig = ReportConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     budget: Budget = Budget()

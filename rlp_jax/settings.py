@@ -25,6 +25,7 @@ from rlp_jax.config import (
     Config,
     ConfigError,
     MeshConfig,
+    ReportConfig,
     RLPConfig,
     to_json,
 )
@@ -212,21 +213,22 @@ def experiment_of(model: str) -> Config | None:
 def fingerprint(config: Config) -> str:
     """Of everything that decides a run's numbers step by step; a run with a constant learning rate may be extended,
     so its number of steps is left out. Devices change the rounding alone."""
-    config = dataclasses.replace(config, mesh=MeshConfig(), checkpoint=CheckpointConfig())
+    config = dataclasses.replace(config, mesh=MeshConfig(), checkpoint=CheckpointConfig(), report=ReportConfig())
     if config.optimizer.final_learning_rate is None:
         config = dataclasses.replace(config, steps=0)
     return hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
 
 
 def check_same_run(config: Config, recorded: Config, run_dir: Path) -> None:
-    """A run directory is continued with the config it began with. `mesh` and `checkpoint` may change, and `steps` may
-    grow where the learning rate is constant: a cosine's every step depends on the last.
+    """A run directory is continued with the config it began with. `mesh`, `checkpoint` and `report` may change, and
+    `steps` may grow where the learning rate is constant: a cosine's every step depends on the last.
 
     Raises:
       ConfigError: naming the fields that differ.
     """
     old, new = _flat(dataclasses.asdict(recorded)), _flat(dataclasses.asdict(config))
-    differing = [name for name in new if new[name] != old[name] and name.split(".")[0] not in ("mesh", "checkpoint")]
+    free = ("mesh", "checkpoint", "report")
+    differing = [name for name in new if new[name] != old[name] and name.split(".")[0] not in free]
     if differing == ["steps"] and config.steps > recorded.steps and config.optimizer.final_learning_rate is None:
         return
     if differing:
@@ -243,6 +245,8 @@ def validate(config: Config) -> None:
     rlp, data, evaluation, optimizer = config.rlp, config.data, config.eval, config.optimizer
     if rlp.group_size < 2:
         raise ConfigError(f"rlp.group_size is {rlp.group_size}: a group-relative advantage needs at least 2 thoughts")
+    if config.report.group_size < 2:
+        raise ConfigError(f"report.group_size is {config.report.group_size}: advantages need at least 2 thoughts")
     at_least_one = {
         "steps": config.steps,
         "batch_documents": config.batch_documents,
@@ -264,6 +268,7 @@ def validate(config: Config) -> None:
         "eval.positions": evaluation.positions,
         "eval.group_size": evaluation.group_size,
         "eval.batch_documents": evaluation.batch_documents,
+        "report.positions": config.report.positions,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
     }
@@ -273,6 +278,7 @@ def validate(config: Config) -> None:
     not_negative = {
         "seed": config.seed,
         "eval.every": evaluation.every,
+        "report.documents": config.report.documents,
         "rlp.top_k": rlp.top_k,
         "rlp.slots": rlp.slots,
         "rlp.importance_cap": rlp.importance_cap,

@@ -30,6 +30,7 @@ from rlp_jax.config import RESPONDING, Config, ConfigError, to_json
 from rlp_jax.data.pipeline import Batch, TrainBatches, heldout_batches, load_documents, train_batches
 from rlp_jax.data.template import TemplateTokens, check_lengths, template_tokens
 from rlp_jax.distributed import Team, fetch, own_rows
+from rlp_jax.evals.every_token import first_documents, rows_of
 from rlp_jax.evals.likelihood import evaluate
 from rlp_jax.goodput import CompileTime, first_start, goodput, productive
 from rlp_jax.interrupt import StopSignals
@@ -255,7 +256,9 @@ def loop(
                 with stop.at_once(save):
                     held = stop.between(heldout)
                     result = evaluate(model, state.params, state.ema_params, held, tokens, config, key)
+                    shown = documents(config, parts, state, key, stop) if n in (0, config.steps) else []
                 log.evaluation({"step": n} | result)
+                log.documents([{"step": n} | row for row in shown])
                 progress.evaluated = n
                 progress.evaluations["after" if progress.evaluations else "before"] = result
             last = n == config.steps
@@ -295,6 +298,14 @@ def loop(
                     raise TooManySkipped(skipped_message(progress.skipped_in_a_row, rows, file))
             if n % THOUGHTS_EVERY == 0 or n == 1:
                 log.thoughts(thought_rows(n, batch, samples, scores, decode, closing))
+
+
+def documents(config: Config, parts: Parts, state: TrainState, key: jax.Array, stop: StopSignals) -> list[dict]:
+    """The first few held-out documents with the gain at every token, for the report."""
+    place = functools.partial(place_batch, mesh=parts.mesh)
+    given = parts.tokenizer, parts.tokens, config, key, place
+    shown = stop.between(list(first_documents(parts.heldout, config.report.documents)))
+    return [row for batch in shown for row in rows_of(parts.model, state.params, state.ema_params, batch, *given)]
 
 
 def judged(step: Step, batch: Batch, samples: Any, sample: Callable, decode: Decode) -> Any:

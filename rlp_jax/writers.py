@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlp_jax.storage import reason, retried
 
-FILES = ("metrics.jsonl", "eval.jsonl", "thoughts.jsonl", "nonfinite.jsonl")
+FILES = ("metrics.jsonl", "eval.jsonl", "thoughts.jsonl", "nonfinite.jsonl", "documents.jsonl")
 
 # Column heading, key of the row, format.
 COLUMNS = (
@@ -226,6 +226,11 @@ class RunLog:
         for row in rows:
             self._write("nonfinite.jsonl", row)
 
+    def documents(self, rows: list[Mapping[str, Any]]) -> None:
+        """Held-out documents with the gain at every token: documents.jsonl."""
+        for row in rows:
+            self._write("documents.jsonl", row)
+
     def positions(self) -> dict[str, int]:
         """Bytes in each file, all of them on disk. Raises StorageError."""
         for file in self._files.values():
@@ -278,6 +283,9 @@ class NoLog(RunLog):
         pass
 
     def not_finite(self, rows: list[Mapping[str, Any]]) -> None:
+        pass
+
+    def documents(self, rows: list[Mapping[str, Any]]) -> None:
         pass
 
     def positions(self) -> dict[str, int]:

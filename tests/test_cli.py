@@ -273,3 +273,21 @@ def test_report(run_dir, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(run_dir / "report.html")
     assert (run_dir / "report.html").is_file()
     assert str(tmp_path) in refused(capsys, "report", tmp_path)
+    for arguments, message in (
+        (["--documents", "0"], "--documents is 0: it must be at least 1"),
+        (["--positions", "2"], "--positions without --documents"),
+        (["--documents", "2", "--thoughts", "1"], "--thoughts is 1: it must be at least 2"),
+        (["--out", tmp_path / "page.html"], "--out is of several runs"),
+        ([run_dir, "--out", tmp_path / "page.html"], "is there twice"),
+    ):
+        assert message in refused(capsys, "report", run_dir, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_of_several_runs(run_dir, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(run_dir / "config.json", other)
+    assert main(["report", str(run_dir), str(other), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert "2 runs compared" in (tmp_path / "page.html").read_text(encoding="utf-8")

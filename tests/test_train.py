@@ -21,7 +21,8 @@ from tiny_run import compilation, hasty_compilation, tiny_config
 from rlp_jax import cli
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load, save_hf
-from rlp_jax.config import CheckpointConfig, ConfigError, MeshConfig, OptimizerConfig, RLPConfig
+from rlp_jax.config import CheckpointConfig, ConfigError, MeshConfig, OptimizerConfig, ReportConfig, RLPConfig
+from rlp_jax.report.recorded import is_document
 from rlp_jax.rows import Progress, watch
 from rlp_jax.settings import from_json
 from rlp_jax.train import TooManySkipped, only_process, train
@@ -364,3 +365,28 @@ def test_eight_devices_train_like_one(root, whole):
     for name in ("reward_mean", "s_ema", "entropy", "grad_norm"):
         np.testing.assert_allclose(eight[0][name], one[0][name], rtol=1e-4, err_msg=name)
     assert [row["step"] for row in eight] == [row["step"] for row in one]
+
+
+def test_documents_are_recorded_before_and_after_and_by_a_command_the_same(root):
+    config = tiny_config(root, steps=2, report=ReportConfig(documents=3, positions=4, group_size=2))
+    run_dir = root / "documents"
+    train(config, run_dir, Console(file=io.StringIO()))
+    recorded = rows(run_dir, "documents.jsonl")
+    assert [row["step"] for row in recorded] == [0] * 3 + [2] * 3
+    assert [row["document"] for row in recorded[:3]] == [row["document"] for row in recorded[3:]]
+    assert all(is_document(row) and len(row["position"]) == 4 for row in recorded)
+
+    def moved(row):
+        return any(np.any(thought["ratio_ema"]) for group in row["thoughts"] for thought in group)
+
+    assert [moved(row) for row in recorded] == [False] * 3 + [True] * 3
+    assert "Thinking, token by token" in (run_dir / "report.html").read_text(encoding="utf-8")
+    # A thought is its document's, its position's and its number's: other positions change none of them.
+    assert cli.main(["report", str(run_dir), "--documents", "2", "--positions", "3", "--thoughts", "2"]) == 0
+    again = rows(run_dir, "documents.jsonl")
+    assert [row["step"] for row in again] == [0] * 2 + [2] * 2
+    for old, new in zip(recorded[:2] + recorded[3:5], again, strict=True):
+        assert (old["document"], old["tokens"]) == (new["document"], new["tokens"]) and len(new["position"]) == 3
+        for ends in (0, -1):
+            assert old["position"][ends] == new["position"][ends]
+            assert old["gain"][ends] == pytest.approx(new["gain"][ends], abs=2e-3)

@@ -17,6 +17,7 @@ from rlp_jax.config import (
     DataConfig,
     EvalConfig,
     OptimizerConfig,
+    ReportConfig,
     RLPConfig,
     Template,
 )
@@ -68,6 +69,7 @@ def tiny_config(directory: Path, **changes) -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-2),
         data=DataConfig(sources=(str(directory / "documents.jsonl"),), document_tokens=32, heldout_fraction=0.2),
         eval=EvalConfig(every=4, documents=4, batch_documents=4, group_size=2),
+        report=ReportConfig(documents=0),
         checkpoint=CheckpointConfig(every=2, keep=2),
     )
     return dataclasses.replace(config, **changes)

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from rlp_jax import cli, manifest, rows, train
 from rlp_jax.checkpoint import DIRECTORY, Checkpoints, steps
-from rlp_jax.config import CheckpointConfig, Config, DataConfig, EvalConfig, OptimizerConfig, RLPConfig
+from rlp_jax.config import CheckpointConfig, Config, DataConfig, EvalConfig, OptimizerConfig, ReportConfig, RLPConfig
 from rlp_jax.settings import load_experiment
 
 STEPS = 10
@@ -62,6 +62,7 @@ def config() -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3),
         data=DataConfig(sources=("compose:128",), document_tokens=32, heldout_fraction=0.125),
         eval=EvalConfig(every=4, documents=8, group_size=4, batch_documents=4),
+        report=ReportConfig(documents=0),
         checkpoint=CheckpointConfig(every=1, keep=2, keep_every=5),
     )
 

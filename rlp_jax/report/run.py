@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rlp_jax.report.recorded import is_document
+
 Row = dict[str, Any]
 
 
@@ -26,8 +28,9 @@ class Run:
     metrics: list[Row]
     evals: list[Row]
     thoughts: list[Row]
+    documents: list[Row]
     summary: dict[str, Row]
-    unreadable: dict[str, int]  # file name -> lines that hold no JSON object with a step
+    unreadable: dict[str, int]  # file name -> lines that hold no JSON object with a step, or not what they should
 
     @property
     def before(self) -> Row:
@@ -50,7 +53,7 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Reads config.json, metrics.jsonl, eval.jsonl, thoughts.jsonl and summary.json.
+    """Reads config.json, metrics.jsonl, eval.jsonl, thoughts.jsonl, documents.jsonl and summary.json.
 
     Raises:
       ReportError: there is no config.json, or it or summary.json holds something else than a JSON object.
@@ -66,12 +69,17 @@ def read_run(directory: Path) -> Run:
             unreadable[name] = bad
         return found
 
+    recorded = rows("documents.jsonl")
+    documents = [row for row in recorded if is_document(row)]
+    if len(documents) < len(recorded):
+        unreadable["documents.jsonl"] = unreadable.get("documents.jsonl", 0) + len(recorded) - len(documents)
     return Run(
         directory=directory,
         config=_read_object(directory / "config.json"),
         metrics=_last_of_each_step(rows("metrics.jsonl")),
         evals=_last_of_each_step(rows("eval.jsonl")),
         thoughts=_last_of_each_thought(rows("thoughts.jsonl")),
+        documents=_last_of_each_document(documents),
         summary={k: v for k, v in _read_object(directory / "summary.json").items() if isinstance(v, dict)},
         unreadable=unreadable,
     )
@@ -132,4 +140,9 @@ def _last_of_each_thought(rows: list[Row]) -> list[Row]:
         thoughts = [t for t in thoughts if isinstance(t, dict)] if isinstance(thoughts, list) else []
         if thoughts:
             latest[row["step"], str(row.get("document")), str(row.get("prefix"))] = row | {"thoughts": thoughts}
+    return sorted(latest.values(), key=lambda row: row["step"])
+
+
+def _last_of_each_document(rows: list[Row]) -> list[Row]:
+    latest = {(row["step"], str(row.get("document")), tuple(row["tokens"])): row for row in rows}
     return sorted(latest.values(), key=lambda row: row["step"])

@@ -1,6 +1,7 @@
 """The report of a synthetic run directory: what is there is shown, what is missing is not, nothing in it is trusted."""
 
-import dataclasses
+import base64
+import hashlib
 import html.parser
 import json
 import math
@@ -8,71 +9,23 @@ import re
 
 import numpy as np
 import pytest
+from synthetic import HOSTILE, documents_row, eval_row, metrics_row, thought, write_rows, write_run
 
-from rlp_jax.config import Config, to_json
-from rlp_jax.report.figures import PAGE_COLORS, draw_figures
-from rlp_jax.report.page import sample_thoughts, verdict, write_report
+from rlp_jax.config import ConfigError
+from rlp_jax.report.curves import figures_of, on_page
+from rlp_jax.report.figures import draw
+from rlp_jax.report.page import render, write_comparison, write_report
 from rlp_jax.report.run import ReportError, number, read_run
+from rlp_jax.report.thoughts import sample_thoughts
+from rlp_jax.report.verdict import verdict
 
-HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}{% raw %}&amp;\"'\u202eabc\ud800\x00"
 FIGURES = ["accuracy", "cross_entropy", "entropy", "gain", "grad_norm", "ratio", "reward", "speed", "thoughts"]
-
-
-def metrics_row(step, steps, rng):
-    done = step / steps
-    return {
-        "step": step, "loss": 0.0, "reward_mean": -0.5 + 2 * done + 0.2 * rng.normal(), "reward_std": 1.2 - 0.6 * done,
-        "thought_len": 20 - 6 * done + rng.normal(), "stop_rate": 0.6 + 0.35 * done, "entropy": 1.2 * math.exp(-done),
-        "clip_fraction": 0.0, "logprob_gap": 1e-6 * (1 + rng.random()), "grad_norm": 2 * math.exp(-done) + rng.random(),
-        "kl": 0.0, "finite": 1.0, "sampled_tokens_per_s": 900 + 50 * rng.random(),
-        "learner_tokens_per_s": 2500 + 90 * rng.random(), "seconds": 4.0, "seconds_data": 0.1, "seconds_sample": 2.5,
-        "seconds_learn": 1.4, "learning_rate": 1e-5, "skipped": 0, "warnings": [],
-    }  # fmt: skip
-
-
-def eval_row(done):
-    gain = -0.55 + 2.4 * done
-    row = {
-        "gain": gain, "gain_empty": -0.4 + 0.2 * done, "gain_shuffled": -1.1 + 0.3 * done,
-        "ce_think": 2.2 - 1.9 * done, "ce_no_think": 1.65 + 0.5 * done, "ce_empty": 2.05 + 0.2 * done,
-        "ce_shuffled": 2.7 + 0.2 * done, "ce_no_think_policy": 1.65 + 0.6 * done,
-        "acc_think": 0.43 + 0.5 * done, "acc_no_think": 0.14,
-        "thought_len": 20 - 6 * done, "stop_rate": 0.6 + 0.35 * done, "documents": 64,
-    }  # fmt: skip
-    row |= {"gain_over_empty": gain - row["gain_empty"], "gain_over_shuffled": gain - row["gain_shuffled"]}
-    return row | {f"{key}_ci95": [row[key] - 0.12, row[key] + 0.12] for key in [k for k in row if k.startswith("gain")]}
-
-
-def thoughts_row(step, document, rng, text="the states on the way: c, a, f"):
-    reward_G = rng.normal(size=4) + step / 30
-    return {
-        "step": step, "document": document, "target": " red",
-        "prefix": f"Document {document}. " + "It was a long story. " * 40 + "so it is",
-        "s_ema": -2.1,
-        "thoughts": [
-            {"text": f"{text} ({i})", "reward": float(r), "advantage": float(r - reward_G.mean()), "length": 12 + i,
-             "stopped": i != 2} for i, r in enumerate(reward_G)
-        ],
-    }  # fmt: skip
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """A finished run of 60 steps."""
-    rng, steps, directory = np.random.default_rng(0), 60, tmp_path / "quickstart"
-    directory.mkdir()
-    config = dataclasses.replace(Config(), name="quickstart", model="compose-0.6m", steps=steps, batch_documents=32)
-    (directory / "config.json").write_text(to_json(config))
-    write_rows(directory / "metrics.jsonl", [metrics_row(step, steps, rng) for step in range(1, steps + 1)])
-    write_rows(directory / "eval.jsonl", [{"step": step} | eval_row(step / steps) for step in range(0, steps + 1, 10)])
-    documents = [(step, document) for step in (1, 30, 60) for document in ((7, 8) if step != 60 else (9, 8, 7))]
-    write_rows(directory / "thoughts.jsonl", [thoughts_row(step, document, rng) for step, document in documents])
-    (directory / "summary.json").write_text(json.dumps({"before": eval_row(0), "after": eval_row(1)}))
-    return directory
+    """A finished run of 60 steps, without recorded documents."""
+    return write_run(tmp_path / "quickstart")
 
 
 class Page(html.parser.HTMLParser):
@@ -80,18 +33,35 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags, self.text, self.scripts = [], "", {}
+        self._in = None
         self.feed(text)
+
+    def data(self, name):
+        """What a script element of this id holds."""
+        return json.loads(self.scripts[name])
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self._in = dict(attrs).get("id", "") if tag == "script" else None
+
+    def handle_endtag(self, tag):
+        self._in = None
 
     def handle_data(self, data):
-        self.text += data
+        if self._in is None:
+            self.text += data
+        else:
+            self.scripts[self._in] = self.scripts.get(self._in, "") + data
 
 
 def read(path):
     return Page(path.read_text(encoding="utf-8"))
+
+
+def page_of(run_dir):
+    """The page without its pictures, which take most of the time."""
+    return Page(render([read_run(run_dir)]))
 
 
 def edit_rows(path, change):
@@ -105,7 +75,7 @@ def test_a_finished_run(run_dir):
     for png in (run_dir / "figures").glob("*.png"):
         assert png.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") and png.stat().st_size > 5000
     page = read(path)
-    assert sum(tag == "svg" for tag, _ in page.tags) == len(FIGURES)
+    assert sorted(figure["name"] for figure in page.data("data")["figures"]) == sorted(FIGURES)
     for expected in (
         "After training, thinking pays: +1.850 nats a token (before: −0.550) on held-out text, clearly above zero and",
         "compose-0.6m · 32 documents a batch · 16 thoughts a position",
@@ -119,39 +89,58 @@ def test_a_finished_run(run_dir):
     assert list(run_dir.glob(".*")) == [] and list((run_dir / "figures").glob(".*")) == []
 
 
-def test_the_page_is_one_offline_file_without_scripts(run_dir):
-    text = write_report(run_dir).read_text(encoding="utf-8")
+def test_the_page_is_one_offline_file_that_allows_itself_nothing_else(run_dir):
+    write_rows(run_dir / "documents.jsonl", [documents_row(0, 1, np.random.default_rng(0))])
+    text = render([read_run(run_dir)])
     page = Page(text)
-    assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "img", "object", "base", "form"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
-        for name, value in attributes.items():
-            assert not name.startswith("on")
-            if name in ("src", "href", "xlink:href"):
-                assert value.startswith(("#", "data:")), (tag, value)
-    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+        assert not {"src", "href", "style", "srcset", "action"} & set(attributes), tag
+        assert not [name for name in attributes if name.startswith("on")]
+    assert "url(" not in text and "@import" not in text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
-    assert len(text) < 1_500_000
+    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules.keys() == {
+        "default-src", "style-src", "script-src", "base-uri", "form-action", "require-trusted-types-for",
+        "trusted-types",
+    }  # fmt: skip
+    assert rules["default-src"] == "'none'" and "unsafe" not in policy
+    for element, rule in (("style", "style-src"), ("script", "script-src")):
+        (content,) = re.findall(f"<{element}>(.*?)</{element}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    script = content
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(|setTimeout", script)
+    assert not re.search(r"fetch\(|XMLHttp|import\(|WebSocket|sendBeacon|localStorage|cookie", script)
 
 
 def test_untrusted_text_stays_text(run_dir):
     def poison(row):
         row["prefix"] = row["target"] = row["document"] = HOSTILE
-        for thought in row["thoughts"]:
-            thought["text"] = HOSTILE
+        for one in row["thoughts"]:
+            one["text"] = HOSTILE
         return row
 
+    rng = np.random.default_rng(0)
     edit_rows(run_dir / "thoughts.jsonl", poison)
     edit_rows(run_dir / "metrics.jsonl", lambda row: row | {"warnings": [HOSTILE]})
+    recorded = documents_row(0, 1, rng, tokens=2)
+    recorded |= {"tokens": [HOSTILE, HOSTILE], "thoughts": [[thought(rng, [HOSTILE], rest=HOSTILE)]]}
+    write_rows(run_dir / "documents.jsonl", [recorded])
     config = json.loads((run_dir / "config.json").read_text())
     (run_dir / "config.json").write_text(json.dumps(config | {"name": HOSTILE, "model": HOSTILE}))
-    text = write_report(run_dir).read_text(encoding="utf-8")
+    text = render([read_run(run_dir)])
     page = Page(text)
-    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert sum(tag == "script" for tag, _ in page.tags) == 3 and "img" not in {tag for tag, _ in page.tags}
     # in title, heading, settings, prefix, target, thoughts, warnings and config: as text, never evaluated
-    assert page.text.count("<script>alert(1)</script>") >= 8
-    assert "{{ 7*7 }}" in page.text and "49" not in page.text.split("Configuration")[0].split("Thoughts")[1]
+    assert page.text.count("<script>window.broken = 1</script>") >= 8
+    assert "{{ 7*7 }}" in page.text and "⟨U+202E⟩abc⟨U+2066⟩⟨U+D800⟩⟨U+0000⟩" in page.text
+    assert not set(text) & set("\x00\u2028\u2029\u202e\u2066")
+    (line,) = page.scripts["documents"].split("\n")
+    assert json.loads(line)["tokens"][0].startswith("</script><script>window.broken = 1</script><img src=x")
 
 
 def test_a_run_that_was_just_started(run_dir):
@@ -161,16 +150,16 @@ def test_a_run_that_was_just_started(run_dir):
     assert "No held-out evaluation yet." in page.text and "No training step logged yet." in page.text
     assert "compose-0.6m" in page.text
     assert not (run_dir / "figures").exists()
-    assert not {"svg", "table"} & {tag for tag, _ in page.tags}
+    assert "table" not in {tag for tag, _ in page.tags} and page.data("data")["figures"] == []
 
 
 def test_a_run_under_way_shows_the_first_and_the_latest_evaluation(run_dir):
     (run_dir / "summary.json").unlink()
     write_rows(run_dir / "eval.jsonl", [{"step": step} | eval_row(step / 60) for step in (0, 10, 20)])
-    page = read(write_report(run_dir))
+    page = page_of(run_dir)
     assert "So far" in page.text and "step 20" in page.text and "after training" not in page.text.lower()
     write_rows(run_dir / "eval.jsonl", [{"step": 0} | eval_row(0)])
-    page = read(write_report(run_dir))
+    page = page_of(run_dir)
     assert "Before training, thinking does not pay: −0.550" in page.text
     assert sum(tag == "th" and attributes.get("scope") == "col" for tag, attributes in page.tags) == 2  # label, before
 
@@ -194,10 +183,11 @@ def test_torn_lines_repeated_steps_and_null_values(run_dir):
     assert [row["step"] for row in run.metrics] == list(range(1, 61))
     assert run.metrics[40]["reward_mean"] == 123.0 and math.isnan(number(run.metrics[40], "grad_norm"))
     assert run.skipped == [41]
-    page = read(write_report(run_dir))
+    page = page_of(run_dir)
     assert "metrics.jsonl: 1 unreadable line" in page.text
     assert "Step 41: rewards or gradients were not finite" in page.text
-    assert "step skipped" in (run_dir / "report.html").read_text()  # marked in the curves
+    panels = [panel for figure in page.data("data")["figures"] for panel in figure["panels"]]
+    assert {41} == {step for panel in panels for step in panel["skipped"]}  # marked in the curves of training
 
 
 def test_warnings_are_gathered_by_kind(run_dir):
@@ -210,7 +200,7 @@ def test_warnings_are_gathered_by_kind(run_dir):
         return row
 
     edit_rows(run_dir / "metrics.jsonl", warn)
-    text = read(write_report(run_dir)).text
+    text = page_of(run_dir).text
     assert "10 steps from 51 to 60: thoughts have shrunk to 10.5 tokens" in text
     assert text.count("thoughts have shrunk") == 1
     assert "Step 55: not finite: the step is skipped" in text and text.count("Step 55") == 1
@@ -302,23 +292,77 @@ def test_sampled_thoughts_are_of_the_same_documents_early_and_late(run_dir):
     assert [(row["step"], row["document"]) for row in late] == [(60, 8), (60, 7), (60, 9)]
 
 
-def test_curves_take_the_colours_of_the_page(run_dir):
-    for curve in draw_figures(read_run(run_dir)):
-        assert "currentColor" in curve.svg and not [color for color in PAGE_COLORS if color in curve.svg]
-        assert "font-family" not in curve.svg and "#000000" not in curve.svg
-        assert f'aria-label="{curve.title}"' in curve.svg
+def test_the_curves_are_the_rows(run_dir):
+    run = read_run(run_dir)
+    figures = {figure["name"]: figure for figure in on_page([run], ["quickstart"])}
+    thought, empty, shuffled = figures["gain"]["panels"][0]["curves"]
+    assert (thought["label"], empty["label"], shuffled["label"]) == ("thought", "empty thought", "shuffled thought")
+    assert thought["x"] == list(range(0, 61, 10))
+    for curve, key in ((thought, "gain"), (empty, "gain_empty"), (shuffled, "gain_shuffled")):
+        expected = [eval_row(step / 60)[key] for step in range(0, 61, 10)]
+        np.testing.assert_allclose(curve["y"], expected, atol=1e-5)
+        np.testing.assert_allclose(curve["low"], np.array(expected) - 0.12, atol=1e-5)
+        np.testing.assert_allclose(curve["high"], np.array(expected) + 0.12, atol=1e-5)
+    (reward,) = figures["reward"]["panels"][0]["curves"]
+    half = np.array([row["reward_std"] for row in run.metrics])
+    np.testing.assert_allclose((np.array(reward["high"]) - reward["low"]) / 2, half, rtol=1e-4)
+
+
+def test_a_long_curve_is_drawn_by_means_of_neighbours(run_dir):
+    rng = np.random.default_rng(0)
+    write_rows(run_dir / "metrics.jsonl", [metrics_row(step, 2500, rng) for step in range(1, 2501)])
+    run = read_run(run_dir)
+    (curve,) = next(f for f in on_page([run], [""]) if f["name"] == "entropy")["panels"][0]["curves"]
+    assert curve["mean_of"] == 5 and len(curve["x"]) == 500
+    expected = [np.mean([run.metrics[i]["entropy"] for i in range(at, at + 5)]) for at in range(0, 2500, 5)]
+    np.testing.assert_allclose(curve["y"], expected, rtol=1e-5)
 
 
 def test_the_drawn_gain_is_the_evaluated_one(run_dir):
-    """The curve's path in the SVG, mapped back to data by its own tick labels."""
-    (gain,) = [c.svg for c in draw_figures(read_run(run_dir)) if c.name == "gain"]
-    paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--blue\)', gain)
-    curve = np.array([[float(x) for x in p.split()] for p in re.findall(r"[ML] ([\d.]+ [\d.]+)", paths[0])])
-    assert len(curve) == 7
-    expected = np.array([eval_row(step / 60)["gain"] for step in range(0, 61, 10)])
-    # SVG's y runs downwards; both are straight lines in the step, so compare shape by normalising
-    np.testing.assert_allclose(
-        (curve[0, 1] - curve[:, 1]) / (curve[0, 1] - curve[-1, 1]),
-        (expected - expected[0]) / (expected[-1] - expected[0]),
-        atol=1e-3,
-    )
+    gain = next(figure for figure in figures_of(read_run(run_dir)) if figure.name == "gain")
+    lines = draw(gain).axes[0].get_lines()
+    expected = [eval_row(step / 60)["gain"] for step in range(0, 61, 10)]
+    np.testing.assert_allclose(lines[0].get_ydata(), expected)
+
+
+def test_best_and_worst_thoughts(run_dir):
+    rng = np.random.default_rng(0)
+    row = documents_row(60, 3, rng, tokens=3)
+    row["trained"] = [True, False]
+    row["thoughts"][0] = [
+        thought(rng, [" deep", "</think>"], reward=50.0),
+        thought(rng, [" odd"], close=0, reward=-40.0),
+    ]
+    row["thoughts"][1] = [thought(rng, [" elsewhere"], close=0, reward=99.0)]  # where the run does not think
+    write_rows(run_dir / "documents.jsonl", [row])
+    text = page_of(run_dir).text
+    best, worst = text.split("Best and worst thoughts")[1].split("Worst", 1)
+    assert "held-out, step 60" in best and "+50.000" in best and " deep\n" in best and "</think>" not in best
+    assert worst.index("−40.000") < worst.index(" odd") and "elsewhere" not in text
+    rewards = [float(x.replace("−", "-")) for x in re.findall(r"gain ([+−][\d.]+)", best)]
+    assert rewards == sorted(rewards, reverse=True) and len(rewards) > 1
+
+
+def test_runs_side_by_side(run_dir, tmp_path):
+    other = write_run(tmp_path / "other", seed=1)
+    third = write_run(tmp_path / "third", name="third")
+    (third / "summary.json").unlink()
+    write_rows(third / "eval.jsonl", [{"step": 0} | eval_row(0)])
+    out = tmp_path / "all.html"
+    assert write_comparison([run_dir, other, third], out) == out
+    page = read(out)
+    heads = [a for tag, a in page.tags if tag == "th" and a.get("scope") == "col"]
+    assert len(heads) == 2 * 4  # of the figures and of the settings that differ: a column a run, and one of names
+    text = page.text
+    assert "3 runs compared" in text and text.count("thinking pays: +1.850") == 2 and "Before training" in text
+    table = text.split("Held-out text")[1].split("Cross-entropy")[0]
+    assert table.count("+1.850") == 2 and table.count("before −0.550") == 2
+    assert "seed" in text.split("Settings that differ")[1]
+    (panel,) = next(f for f in page.data("data")["figures"] if f["name"] == "gain")["panels"]
+    assert {curve["of"] for curve in panel["curves"]} == {"quickstart", "other", "third"}  # by directory: names repeat
+    assert not (tmp_path / "figures").exists()
+    with pytest.raises(ConfigError, match="is there twice"):
+        write_comparison([run_dir, tmp_path / "other" / ".." / "quickstart"], out)
+    with pytest.raises(ConfigError, match="a directory that does not exist"):
+        write_comparison([run_dir, other], tmp_path / "no" / "all.html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.html", "other", "quickstart", "third"]
