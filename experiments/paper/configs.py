@@ -14,6 +14,7 @@ from rlp_jax.config import (
     DataConfig,
     EvalConfig,
     OptimizerConfig,
+    ReportConfig,
     RLPConfig,
     RLVRConfig,
     RPTConfig,
@@ -48,6 +49,7 @@ def rlp() -> Config:
         data=DataConfig(sources=corpora(), span_pattern=SPAN_PATTERN, document_tokens=DOCUMENT_TOKENS),
         eval=EvalConfig(documents=128, positions=3, group_size=4, batch_documents=32),
         checkpoint=CheckpointConfig(keep=1),
+        report=ReportConfig(documents=0),
     )
 
 

@@ -29,7 +29,7 @@ from rlp_jax.report.run import read_run
 
 PACKAGES = ("rlp_jax", "jax", "jaxlib", "numpy", "optax", "flax")
 # Settings that say where something is or how often it is saved, and those with a place of their own.
-LEFT_OUT = ("name", "model", "budget.", "checkpoint.", "optimizer.learning_rate", "steps")
+LEFT_OUT = ("name", "model", "budget.", "checkpoint.", "report.", "optimizer.learning_rate", "steps")
 
 DIGITS = 4  # of what `where` holds, after the point
 CLOSE_TOKENS = 1  # of the closing tag, a word of the study's tokenizer
