@@ -15,6 +15,7 @@ LAYERS = (
     ("objective", "config", "metrics", "settings"),
     ("models",),
     (
+        "bridge",
         "checkpoints_io",
         "rollout",
         "data",
