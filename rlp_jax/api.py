@@ -81,6 +81,7 @@ def train(
     *,
     console: "Console | None" = None,
     profile: range | None = None,
+    wandb: str | None = None,
 ) -> dict[str, Any]:
     """Trains, or continues the run in `run_dir`; a finished run is read.
 
@@ -89,6 +90,7 @@ def train(
       run_dir: where everything is written; None: runs/NAME.
       console: a rich Console to print on; None: standard output.
       profile: steps to trace for XProf, for instance range(5, 7).
+      wandb: a Weights & Biases project that gets the numbers too (pip install 'rlp_jax[wandb]'); None: none.
 
     Returns:
       The run's summary: "before" and "after" training, each with the held-out gain in nats a scored token (`gain`,
@@ -102,9 +104,12 @@ def train(
     import json
 
     from rlp_jax.train import train as run
+    from rlp_jax.wandb_writer import check_wandb
 
     run_dir = Path("runs") / config.name if run_dir is None else Path(run_dir)
-    run(config, run_dir, console, profile=profile)
+    if wandb is not None:
+        check_wandb(wandb)
+    run(config, run_dir, console, profile=profile, wandb=wandb)
     return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
 
 

@@ -77,6 +77,7 @@ def train(
     console: Console | None = None,
     team: Team | None = None,
     profile: range | None = None,
+    wandb: str | None = None,
 ) -> Path:
     """Runs the config's algorithm, or continues the run in `run_dir`.
 
@@ -87,6 +88,7 @@ def train(
       console: where to print.
       team: the processes of the run, as `distributed.join` gives them; all of them call this.
       profile: steps to trace.
+      wandb: the Weights & Biases project that gets the run's numbers too; None: none.
 
     Returns:
       The path of report.html.
@@ -122,7 +124,7 @@ def train(
             )
         checkpoints = stack.enter_context(Checkpoints(run_dir, config.checkpoint, say))
         stop = stack.enter_context(team.stop_signals())
-        evaluations = loop(config, run_dir, parts, checkpoints, stop, console, team, profile)
+        evaluations = loop(config, run_dir, parts, checkpoints, stop, console, team, profile, wandb)
     report = run_dir / "report.html"
     if team.first:
         summary = json.dumps(evaluations, indent=2) + "\n"
@@ -225,6 +227,7 @@ def loop(
     console: Console,
     team: Team,
     profile: range | None,
+    wandb: str | None = None,
 ):
     """From the latest checkpoint (or the start) to the last step. Returns {"before": ..., "after": ...}."""
     model, tokens, mesh, decode = parts.model, parts.tokens, parts.mesh, parts.tokenizer.decode
@@ -238,7 +241,7 @@ def loop(
     learn = in_place(step.learn, state, mesh)
     n = int(state.step)
     started = first_start(run_dir) if team.first else time.time()
-    log = RunLog(run_dir, config.steps, n, console) if team.first else NoLog()
+    log = RunLog(run_dir, config.steps, n, console, wandb, dataclasses.asdict(config)) if team.first else NoLog()
     with log, CompileTime() as compiling, Profiler(run_dir, profile if team.first else None) as profiler:
         if checkpoints.latest_step() is not None:
             log.message(f"resuming {run_dir} after step {n}")

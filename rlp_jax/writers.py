@@ -1,4 +1,4 @@
-"""What a run writes as it goes: the console, jsonl files and TensorBoard.
+"""What a run writes as it goes: the console (with live.py), jsonl files, TensorBoard and perhaps W&B.
 
 The jsonl files are appended line by line and only ever hold whole lines of strict JSON (a value that is not finite is
 null). `RunLog.positions` says how far they have come, for the checkpoint. They have to be written: storage that keeps
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlp_jax.live import Live, tokens_per_s
 from rlp_jax.storage import reason, retried
+from rlp_jax.wandb_writer import Wandb
 
 FILES = ("metrics.jsonl", "eval.jsonl", "thoughts.jsonl", "nonfinite.jsonl", "documents.jsonl")
 
@@ -33,7 +34,7 @@ COLUMNS = (
     ("clip", "clip_fraction", "6.3f"),
     ("gap", "logprob_gap", "8.1e"),
     ("grad", "grad_norm", "8.3f"),
-    ("tok/s", "sampled_tokens_per_s", "7.0f"),
+    ("tok/s", "tokens_per_s", "7.0f"),
     ("s/step", "seconds", "7.2f"),
 )
 # Of a step without thoughts.
@@ -42,7 +43,7 @@ LOSS_COLUMNS = (
     ("loss", "loss", "8.4f"),
     ("tokens", "tokens", "8.0f"),
     ("grad", "grad_norm", "8.3f"),
-    ("tok/s", "learner_tokens_per_s", "7.0f"),
+    ("tok/s", "tokens_per_s", "7.0f"),
     ("s/step", "seconds", "7.2f"),
 )
 HEADING_EVERY = 20  # rows
@@ -163,27 +164,25 @@ class RunLog:
       steps: of the whole run, for the progress bar.
       start: the step that the run resumes from; TensorBoard hides what a killed run logged beyond it.
       console: where to print; standard output by default.
+      wandb: the project of a Weights & Biases run that gets the same numbers; None: none.
+      config: the run's settings, for it.
     """
 
-    def __init__(self, run_dir: Path, steps: int, start: int = 0, console: Console | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        steps: int,
+        start: int = 0,
+        console: Console | None = None,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
         self.console = console or Console()
         self._rows, self._every, self._steps = 0, max(1, min(10, steps // 20)), steps
         self._files = {name: Lines(Path(run_dir) / name, self.message) for name in FILES}
         self._tensorboard = TensorBoard(Path(run_dir) / "tensorboard", start + 1 if start else None, self.message)
-        self._progress = None
-        if self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self._task = self._progress.add_task("training", total=steps, completed=start)
-            self._progress.start()
-        self._first: tuple[int, float] | None = None  # step and time of the first row: compilation lies before it
+        self._live = Live(self.console, steps, start)
+        self._wandb = Wandb(wandb, Path(run_dir), config or {}, self.message) if wandb else None
         self._start = start
 
     def message(self, text: str) -> None:
@@ -194,15 +193,15 @@ class RunLog:
         """One training step: metrics.jsonl, TensorBoard, and a table row every few steps."""
         self._write("metrics.jsonl", row)
         self._scalars("train", row)
-        if self._progress:
-            self._progress.update(self._task, completed=row["step"])
+        self._live.step(row)
         if row["step"] % self._every == 0 or row["step"] in (self._start + 1, self._steps):
             columns = COLUMNS if "reward_mean" in row else LOSS_COLUMNS
             if self._rows % HEADING_EVERY == 0:
                 self.message(" ".join(f"{title:>{_width(form)}}" for title, _, form in columns))
-            line = " ".join(_cell(row.get(key), form) for _, key, form in columns)
+            shown = {"tokens_per_s": tokens_per_s(row), **row}
+            line = " ".join(_cell(shown.get(key), form) for _, key, form in columns)
             self._rows += 1
-            self.message(line if self._progress else line + self._left(row["step"]))
+            self.message(line if self._live.shown else line + self._live.left())
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One held-out evaluation: eval.jsonl, TensorBoard and a line on the console."""
@@ -238,11 +237,12 @@ class RunLog:
         return {name: file.size for name, file in self._files.items()}
 
     def close(self) -> None:
-        if self._progress:
-            self._progress.stop()
+        self._live.close()
         for file in self._files.values():
             file.close()
         self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def __enter__(self):
         return self
@@ -257,14 +257,8 @@ class RunLog:
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
         finite = {f"{group}/{key}": float(value) for key, value in numbers.items() if math.isfinite(value)}
         self._tensorboard.add(finite, row["step"])
-
-    def _left(self, step: int) -> str:
-        if self._first is None:
-            self._first = (step, time.monotonic())
-            return ""
-        first, began = self._first
-        seconds = (time.monotonic() - began) / (step - first) * (self._steps - step)
-        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
+        if self._wandb is not None:
+            self._wandb.add(finite, row["step"])
 
 
 class NoLog(RunLog):

@@ -80,7 +80,7 @@ def test_module_and_version():
         ("rlp.group_size=1", "rlp.group_size is 1: a group-relative advantage needs at least 2 thoughts"),
         ("rlp.group_size=two", "rlp.group_size is 'two': write a whole number"),
         ("rlp.group_sise=4", "unknown setting 'rlp.group_sise': did you mean rlp.group_size?"),
-        ("group_size=4", "unknown setting 'group_size': did you mean rlp.group_size or eval.group_size?"),
+        ("group_size=4", "unknown setting 'group_size': did you mean rlp.group_size or eval.group_size"),
         ("rlp=4", "rlp is a group of settings: set one of group_size, positions"),
         ("steps.x=4", "unknown setting 'steps.x': steps has no parts"),
         ("steps", "--set steps: write field=value"),
@@ -126,8 +126,12 @@ def test_bad_experiments(tmp_path, capsys):
 
 
 def test_bad_arguments(capsys):
-    assert "invalid choice: 'trian'" in refused(capsys, "trian")
-    assert "one of the arguments --text --file is required" in refused(capsys, "sample", "quickstart")
+    assert "invalid choice: 'trian': did you mean train?" in refused(capsys, "trian")
+    assert "arguments --text --file --interactive is required" in refused(capsys, "sample", "quickstart")
+    assert "choice: 'cp': did you mean cpt?" in refused(capsys, "train", "quickstart", "--as", "cp")
+    err = refused(capsys, "train", "quickstart", "--run-dirs", "x")
+    assert err.startswith("unrecognized arguments: --run-dirs x: did you mean --run-dir?")
+    assert "unknown task 'gsm9k': did you mean gsm8k" in refused(capsys, "eval", "quickstart", "--tasks", "gsm9k")
     assert "--steps" in refused(capsys, "train", "quickstart", "--steps", "many")
 
 

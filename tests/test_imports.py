@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 
 # ARCHITECTURE.md, lowest first. A module imports from layers below it and, without cycles, from its own.
 LAYERS = (
-    ("objective", "config", "metrics", "settings"),
+    ("objective", "config", "metrics", "settings", "nearest", "overrides", "validation"),
     ("models",),
     (
         "bridge",
@@ -26,6 +26,8 @@ LAYERS = (
         "manifest",
         "storage",
         "writers",
+        "live",
+        "wandb_writer",
         "interrupt",
         "distributed",
         "watchdog",
@@ -35,7 +37,8 @@ LAYERS = (
     ("learner", "rlp", "baselines", "algorithms", "evals", "report", "rows"),
     ("train",),
     ("aot",),
-    ("api", "cli", "__main__", ""),  # "" is the package itself, whose functions are the way in for other code
+    # "" is the package itself, whose functions are the way in for other code.
+    ("api", "cli", "commands", "__main__", ""),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 ALONE = {"objective": {"chex", "jax"}}  # parts that import these packages and nothing else

@@ -132,7 +132,12 @@ def recorded_config(run_dir: Path) -> Config:
 
 
 def matched(
-    config: Config, match: Match, means: Means, rival: Algorithm | Config = "cpt", sampling: Sampling | None = None
+    config: Config,
+    match: Match,
+    means: Means,
+    rival: Algorithm | Config = "cpt",
+    sampling: Sampling | None = None,
+    count: bool = True,
 ) -> Config:
     """The rival's run that matches an RLP run: the same documents and batches, for as many steps as make them equal.
 
@@ -142,6 +147,7 @@ def matched(
       config: RLP's, its steps those to be matched.
       rival: its algorithm, all else being RLP's settings, or settings of its own.
       sampling: of a rival that samples, needed for "flops".
+      count: whether operations are counted for the budget where `match` does not need them; it takes a while.
 
     Raises:
       ConfigError: the config is not RLP's, the rival reads something else or does not tell how much it samples, or
@@ -165,7 +171,9 @@ def matched(
     documents = config.steps * config.batch_documents
     read = documents * means.document_tokens
     sampled = documents * rlp.positions * rlp.group_size * means.thought_tokens
-    cost, rival_cost = (0.0, 0.0) if samples else (step_flops(c, means) for c in (config, rival))
+    cost, rival_cost = (0.0, 0.0)
+    if not samples and (count or match == "counted"):
+        cost, rival_cost = (step_flops(c, means) for c in (config, rival))
     of_a_step = config.batch_documents * means.document_tokens
     sampled_of_a_step = config.batch_documents * sampling.document_tokens if sampling else 0.0
     steps = {

@@ -42,7 +42,7 @@ def resolve(path_or_preset: str | os.PathLike) -> pathlib.Path:
             f"model {name!r} is a shape without weights: give the path of its Hugging Face directory or GGUF file, "
             f"or one of {', '.join(WEIGHTS)}"
         )
-    close = difflib.get_close_matches(name.lower(), WEIGHTS, n=1)
+    close = difflib.get_close_matches(name.lower(), {**WEIGHTS, **CONFIGS}, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"presets with weights: {', '.join(WEIGHTS)}"
     raise CheckpointError(f"model {name!r} is neither a preset nor an existing directory or .gguf file; {hint}")
 

@@ -22,6 +22,7 @@ from rlp_jax.evals.token_classes import read_rules
 from rlp_jax.evals.where import NAME as GAIN
 from rlp_jax.evals.where import file_documents, heldout_documents, run_gain
 from rlp_jax.evals.where_table import lines as gain_lines
+from rlp_jax.nearest import suggest
 from rlp_jax.report.run import read_run
 from rlp_jax.settings import experiment_of, is_run, load_experiment
 from rlp_jax.writers import strict
@@ -59,7 +60,7 @@ def check(request: Request) -> None:
     known = (*TASKS, PERPLEXITY, GAIN)
     for number, name in enumerate(request.tasks):
         if name not in known:
-            raise ConfigError(f"--tasks: unknown task {name!r}: there are {', '.join(known)}")
+            raise ConfigError(f"--tasks: unknown task {name!r}{suggest(name, known)}")
         if name in request.tasks[:number]:
             raise ConfigError(f"--tasks: {name} is there twice")
     if not request.tasks:

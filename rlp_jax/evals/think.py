@@ -111,9 +111,9 @@ class Thinker(NamedTuple):
         tokens_1T = _padded(tokens[: position + len(target)])
         thoughts, scores = _think(
             self.params, self.ema_params, tokens_1T, jnp.full((1, 1), position, jnp.int32), jax.random.key(seed),
-            jnp.float32(temperature), jnp.int32(max_tokens),
-            model=self.model, template=self.template, group_size=group_size, room=_bucket(max_tokens), H=len(target),
-            trained=self.params is not self.ema_params,
+            jnp.float32(temperature), jnp.int32(max_tokens), jnp.int32(len(target)),
+            model=self.model, template=self.template, group_size=group_size, room=_bucket(max_tokens),
+            H=horizon if target else 0, trained=self.params is not self.ema_params,
         )  # fmt: skip
         thought_GL, length_G, stopped_G = (np.asarray(x)[0] for x in thoughts)
         shown_G = length_G - len(self.template.close) * stopped_G
@@ -126,7 +126,7 @@ class Thinker(NamedTuple):
             length_G,
             stopped_G,
             scored.get("gain_G"),
-            scored.get("gain_GH"),
+            scored["gain_GH"][:, : len(target)] if target else None,
             float(scored["s_ema"]) if target else None,
             scored["log_ratio_GL"],
         )
@@ -168,10 +168,11 @@ def open_thinker(source: str | os.PathLike | tuple, config: Config | None = None
 
 @functools.partial(jax.jit, static_argnames=("model", "template", "group_size", "room", "H", "trained"))
 def _think(
-    params, ema_params, tokens_1T, position_11, key, temperature, max_tokens,
+    params, ema_params, tokens_1T, position_11, key, temperature, max_tokens, n_scored,
     *, model, template, group_size, room, H, trained
 ):  # fmt: skip
-    """Thoughts [1, G, L] and their scores; L is `room`, and no thought is longer than `max_tokens`."""
+    """Thoughts [1, G, L] and their scores; L is `room`, and no thought is longer than `max_tokens`. Of H tokens the
+    first `n_scored` are the text's."""
     prefix_1G = jnp.repeat(len(template.context) + position_11, group_size, 1)
     read_1T = scoring.with_context(tokens_1T, template.context)
 
@@ -197,7 +198,11 @@ def _think(
     if H:
         plain = scoring.read_plain(model, ema_params, tokens_1T, template)
         s_ema_11H, _ = scoring.baseline_logprob(model, ema_params, plain, position_11, target_11H)
-        s_pred_G, s_ema = (objective.sequence_logprob(x)[0] for x in (policy.target_logprob_BRH, s_ema_11H))
+        mask_H = jnp.arange(H) < n_scored
+        s_pred_G, s_ema = (
+            objective.sequence_logprob(x[0], jnp.broadcast_to(mask_H, x[0].shape))
+            for x in (policy.target_logprob_BRH, s_ema_11H)
+        )
         scores |= {
             "gain_G": objective.information_gain(s_pred_G, s_ema[0]),
             "gain_GH": policy.target_logprob_BRH[0] - s_ema_11H[0],
