@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
-def sequence_logprob(logprob_H: chex.Array, mask_H: chex.Array | None = None) -> chex.Array:
+def sequence_logprob(logprob_H: chex.Array, mask_H: chex.Array | None = None) -> jax.Array:
     """Mean log-probability of the scored tokens: S in equations (3) and (4), averaged over a horizon of H tokens.
 
     The paper scores one token (H = 1), where this is that token's log-probability. For longer horizons the mean keeps
@@ -32,7 +32,7 @@ def sequence_logprob(logprob_H: chex.Array, mask_H: chex.Array | None = None) ->
     return _masked_mean(logprob_H, mask_H)
 
 
-def information_gain(s_pred_G: chex.Array, s_ema: chex.Array) -> chex.Array:
+def information_gain(s_pred_G: chex.Array, s_ema: chex.Array) -> jax.Array:
     """Equations (3) to (5): r(c) = log p_theta(x_t | x_<t, c) - log p_ema(x_t | x_<t), a constant for the gradient.
 
     Args:
@@ -46,7 +46,7 @@ def information_gain(s_pred_G: chex.Array, s_ema: chex.Array) -> chex.Array:
     return jax.lax.stop_gradient(_at_least_float32(s_pred_G) - _at_least_float32(s_ema)[..., None])
 
 
-def group_relative_advantage(reward_G: chex.Array, counted_G: chex.Array | None = None) -> chex.Array:
+def group_relative_advantage(reward_G: chex.Array, counted_G: chex.Array | None = None) -> jax.Array:
     """Equation (7): A_i = G/(G-1) (r_i - mean_j r_j), which is r_i minus the mean of the others. No division by a
     standard deviation.
 
@@ -71,7 +71,7 @@ def group_relative_advantage(reward_G: chex.Array, counted_G: chex.Array | None 
     return jax.lax.stop_gradient(centred_G * (group_size / (group_size - 1)))
 
 
-def group_normalised_advantage(reward_G: chex.Array, counted_G: chex.Array | None = None) -> chex.Array:
+def group_normalised_advantage(reward_G: chex.Array, counted_G: chex.Array | None = None) -> jax.Array:
     """A_i = (r_i - mean_j r_j) / std_j r_j: GRPO's, which RPT and RLVR use and RLP does not (DeepSeekMath, arXiv
     2402.03300, section 4.1.2). The standard deviation is that of the G rewards (divided by G, not G-1).
 
@@ -94,14 +94,14 @@ def group_normalised_advantage(reward_G: chex.Array, counted_G: chex.Array | Non
     return jax.lax.stop_gradient(jnp.where(differ_1, scaled_G / jnp.where(differ_1, deviation_1, 1.0), 0.0))
 
 
-def rewards_differ(reward_G: chex.Array, counted_G: chex.Array) -> chex.Array:
+def rewards_differ(reward_G: chex.Array, counted_G: chex.Array) -> jax.Array:
     """Whether a group teaches anything: its counted rewards are not all equal (DAPO, arXiv 2503.14476, section 3.2).
     [..., G] -> [...] bool."""
     highest = jnp.where(counted_G, reward_G, -jnp.inf).max(-1)
     return highest > jnp.where(counted_G, reward_G, jnp.inf).min(-1)
 
 
-def importance_ratio(logprob_GL: chex.Array, old_logprob_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
+def importance_ratio(logprob_GL: chex.Array, old_logprob_GL: chex.Array, mask_GL: chex.Array) -> jax.Array:
     """rho = exp(log pi_theta - log pi_old) on thought tokens, 1 elsewhere (section 3 of the paper).
 
     Both log-probabilities must be taken at the sampling temperature, or the ratio is not 1 at the first update.
@@ -115,7 +115,7 @@ def importance_ratio(logprob_GL: chex.Array, old_logprob_GL: chex.Array, mask_GL
 
 def truncated_importance_weight(
     old_logprob_GL: chex.Array, sampler_logprob_GL: chex.Array, mask_GL: chex.Array, cap: float
-) -> chex.Array:
+) -> jax.Array:
     """min(pi_old / pi_sampler, cap) on thought tokens, 1 elsewhere, a constant for the gradient.
 
     For thoughts drawn by another program than the trainer's forward (bfloat16 against float32, say), whose tokens are
@@ -132,7 +132,7 @@ def clipped_surrogate(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     weight_GL: chex.Array | None = None,
-) -> chex.Array:
+) -> jax.Array:
     """Equation (8) for each thought: -(1/|c|) sum_u min(rho_u A, clip(rho_u, 1 - clip_low, 1 + clip_high) A).
 
     Args:
@@ -155,14 +155,14 @@ def clipped_surrogate(
     return -length_normalised_sum(surrogate_GL, mask_GL)
 
 
-def length_normalised_sum(value_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
+def length_normalised_sum(value_GL: chex.Array, mask_GL: chex.Array) -> jax.Array:
     """(1/|c|) sum over thought tokens, the normalisation of equation (8). [..., G, L] -> [..., G]."""
     return _masked_mean(value_GL, mask_GL)
 
 
 def clip_fraction(
     ratio_GL: chex.Array, advantage_G: chex.Array, mask_GL: chex.Array, clip_low: float = 0.2, clip_high: float = 0.2
-) -> chex.Array:
+) -> jax.Array:
     """Share of thought tokens whose gradient the clip of equation (8) removes. Returns a scalar."""
     advantage_G1 = advantage_G[..., None]
     too_high_GL = (ratio_GL > 1.0 + clip_high) & (advantage_G1 > 0)
@@ -171,7 +171,7 @@ def clip_fraction(
     return clipped_GL.sum() / jnp.maximum((mask_GL > 0).sum(), 1)
 
 
-def token_kl(logprob_GL: chex.Array, reference_logprob_GL: chex.Array, mask_GL: chex.Array) -> chex.Array:
+def token_kl(logprob_GL: chex.Array, reference_logprob_GL: chex.Array, mask_GL: chex.Array) -> jax.Array:
     """Token-level KL(pi_theta || pi_ref) from sampled tokens, the estimator exp(d) - d - 1 with d = log pi_ref - log
     pi_theta: never negative, zero where the two agree (Schulman, "Approximating KL divergence"; used by GRPO).
 
@@ -204,17 +204,17 @@ def ema_update(ema_params: chex.ArrayTree, params: chex.ArrayTree, decay: float 
     return jax.tree.map(update, ema_params, params)
 
 
-def _centred(reward_G: chex.Array, counted_G: chex.Array) -> chex.Array:
+def _centred(reward_G: chex.Array, counted_G: chex.Array) -> jax.Array:
     """Rewards less the mean of those that count; 0 elsewhere."""
     return jnp.where(counted_G, reward_G - _masked_mean(reward_G, counted_G)[..., None], 0.0)
 
 
-def _masked_mean(value_L: chex.Array, mask_L: chex.Array) -> chex.Array:
+def _masked_mean(value_L: chex.Array, mask_L: chex.Array) -> jax.Array:
     """Mean over places where the mask is 1; 0 where there is none. What stands elsewhere (even nan) has no effect."""
     counted_L = mask_L > 0
     return jnp.where(counted_L, value_L, 0.0).sum(-1) / jnp.maximum(counted_L.sum(-1), 1)
 
 
-def _at_least_float32(x: chex.Array) -> chex.Array:
+def _at_least_float32(x: chex.Array) -> jax.Array:
     """Differences of log-probabilities lose their meaning in bfloat16; float64 stays what it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

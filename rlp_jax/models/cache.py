@@ -61,6 +61,7 @@ def fork(cache: Cache, prefix_length_BR: jax.Array, capacity: int = 0) -> Cache:
     """
     states, index_BR = cache.states, None
     if states is not None:
+        assert cache.stop_BK is not None  # whoever keeps states keeps their stops
         index_BR = _find_stops(cache.stop_BK, prefix_length_BR)
         if capacity:
             states, index_BR = gather_states(states, index_BR), None
@@ -110,6 +111,7 @@ def append(cache: Cache, size: int, k: Any, v: Any, states: Any, in_place: bool)
     """
     if cache.branch_k is None or cache.end_BR is not None:
         return cache
+    assert cache.written is not None  # counted since the fork
     if not in_place:
         at = cache.written % capacity(cache)
         k = jax.tree.map(lambda ring, new: write(ring, new, at), cache.branch_k, k)
@@ -117,7 +119,7 @@ def append(cache: Cache, size: int, k: Any, v: Any, states: Any, in_place: bool)
     return cache._replace(branch_k=k, branch_v=v, written=cache.written + size, states=states)
 
 
-def write(ring_CE: jax.Array, new_SE: jax.Array, at: jax.Array) -> jax.Array:
+def write(ring_CE: jax.Array, new_SE: jax.Array, at: jax.Array | int) -> jax.Array:
     """A ring [..., C, E] with columns `at` and following replaced by new ones [..., S, E]."""
     return jax.lax.dynamic_update_slice(ring_CE, new_SE, (0,) * (ring_CE.ndim - 2) + (at, 0))
 
@@ -130,7 +132,9 @@ def capacity(cache: Cache) -> int:
 
 def own_tokens(cache: Cache) -> jax.Array:
     """How many tokens each branch has read since the fork, [B, R]."""
-    return (cache.written if cache.end_BR is None else cache.end_BR) - cache.start_BR
+    end = cache.written if cache.end_BR is None else cache.end_BR
+    assert end is not None and cache.start_BR is not None, "the cache was not forked"
+    return end - cache.start_BR
 
 
 def token_numbers(columns: int, written: jax.Array) -> jax.Array:

@@ -34,17 +34,21 @@ Params = dict[str, Any]
 def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, everything: View) -> View:
     """The view of layers with a window: distances count positions of the sequence, across prefix and branch."""
     rotary = everything.rotary
+    assert cfg.window is not None
     if cfg.local_rope_theta is not None:
         rotary = head_angles(position_BRS, cfg.head_dim, cfg.local_rope_theta)
     if cache is None:
+        assert everything.ranges is not None
         return everything._replace(rotary=rotary, ranges=everything.ranges.within(cfg.window, position_BRS[:, 0]))
     s_S = jnp.arange(position_BRS.shape[-1])
+    assert everything.new_mask is not None and cache.prefix_length_BR is not None and cache.start_BR is not None
     new_mask = everything.new_mask & (s_S[:, None] - s_S < cfg.window)
     prefix_mask = branch_mask = None
     if everything.prefix_mask is not None:
         t_T = jnp.arange(everything.prefix_mask.shape[-1])
         prefix_mask = everything.prefix_mask & (position_BRS[..., None] - t_T < cfg.window)
     if everything.branch_mask is not None:
+        assert cache.written is not None
         written = cache.written if everything.column is None else cache.written + s_S.size
         number_C = cache_lib.token_numbers(everything.branch_mask.shape[-1], written)
         position_BR1C = number_C + (cache.prefix_length_BR - cache.start_BR)[..., None, None]
@@ -55,7 +59,10 @@ def local_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array, e
 def choose_view(local: jax.Array | bool | None, everything: View, window: View | None) -> View:
     """The view of one layer; `local` is an array in a scan over layers, a Python bool in an unrolled model."""
     if local is None or isinstance(local, bool):
-        return window if local else everything
+        if not local:
+            return everything
+        assert window is not None
+        return window
     return jax.tree.map(lambda near, far: jnp.where(local, near, far), window, everything)
 
 
@@ -93,7 +100,7 @@ class Transformer(nn.Module):
         self.embed = make_embed(cfg)
         block = rematerialised(Block, cfg.remat)
         if cfg.scan_layers:
-            self.layers = nn.scan(
+            self.layers: Any = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
@@ -116,6 +123,7 @@ class Transformer(nn.Module):
         if layout is not None:
             position_BRS = layout.position_BC[:, None]
         if cache is not None:
+            assert cache.prefix_length_BR is not None  # `hidden` refuses one that was not forked
             past = (cache.prefix_k, cache.prefix_v, cache.branch_k, cache.branch_v)
             position_BRS = position_BRS + (cache.prefix_length_BR + cache_lib.own_tokens(cache))[..., None]
         x_BRSD = embed(self, tokens_BRS)
@@ -206,12 +214,15 @@ class LanguageModel:
         if tokens.ndim != 2 and not (tokens.ndim == 3 and cache is not None):
             raise ValueError(f"tokens have {tokens.ndim} axes: expected [B, T], or [B, R, S] with a forked cache")
         tokens_BRS = tokens[:, None] if tokens.ndim == 2 else tokens
-        if cache is not None and cache.prefix_length_BR.shape != tokens_BRS.shape[:2]:
+        forked = (
+            tokens_BRS.shape[:2] if cache is None or cache.prefix_length_BR is None else cache.prefix_length_BR.shape
+        )
+        if forked != tokens_BRS.shape[:2]:
             raise ValueError(
-                f"tokens are for {tokens_BRS.shape[:2]} (documents, branches), the cache was forked for "
-                f"{cache.prefix_length_BR.shape}"
+                f"tokens are for {tokens_BRS.shape[:2]} (documents, branches), the cache was forked for {forked}"
             )
-        states, inputs = None, (tokens_BRS, cache)
+        states: Any = None
+        inputs: tuple[Any, ...] = (tokens_BRS, cache)
         if self.config.hybrid is None:
             hidden, (k, v) = self.module.apply({"params": params}, *inputs)
         else:
@@ -239,7 +250,8 @@ class LanguageModel:
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of final hidden states [..., D]."""
-        return self.module.apply({"params": params}, hidden, method="unembed")
+        logits: Any = self.module.apply({"params": params}, hidden, method="unembed")
+        return logits
 
     def unembedding(self, params: Params) -> jax.tree_util.Partial:
         """`unembed` with the parameters that it reads, a pytree: it can be an argument of a transformed function."""
@@ -259,7 +271,7 @@ def cast_kernels(params: Params, dtype: str) -> Params:
 
 def unstack_layers(params: Params) -> Params:
     """Parameters for `LanguageModel.unrolled`: one subtree a layer instead of a stack."""
-    out = {}
+    out: Params = {}
     for name, tree in params.items():
         if name == "layers" or name.startswith("segments_"):
             depth = jax.tree.leaves(tree)[0].shape[0]

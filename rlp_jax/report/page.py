@@ -76,11 +76,12 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
 def render(runs: Sequence[Run]) -> str:
     """The page of one run, or of several, as text."""
     import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from markupsafe import Markup
 
     runs, environment = (
         list(runs),
-        jinja2.Environment(
+        ImmutableSandboxedEnvironment(
             loader=jinja2.FunctionLoader(_asset),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
