@@ -58,13 +58,13 @@ def at_a_terminal(root, *command, until):
 
 
 def test_ctrl_c_saves_and_the_printed_command_resumes(root):
-    command = ("train", "tiny.py", "--run-dir", "a run", "--set", "eval.every=0", "--profile", "2")
+    command = ("train", "tiny.py", "--run-dir", "a run", "--set", "eval.every=0", "--profile", "1")
     printed, code = at_a_terminal(root, *command, until=b"tok/s  gain")
     assert code == 130, printed[-2000:]
     assert "the step in progress is finished and saved first" in printed
     assert "Traceback" not in printed and "gain " in printed
     again = printed.split("the same command resumes the run:")[1].strip().splitlines()[0].strip()
-    assert again == "rlp train tiny.py --run-dir 'a run' --set eval.every=0 --profile 2"
+    assert again == "rlp train tiny.py --run-dir 'a run' --set eval.every=0 --profile 1"
     (checkpoint,) = (path for path in (root / "a run" / "checkpoints").iterdir() if path.name.isdigit())
     done = int(checkpoint.name)
     assert 1 <= done < 400
@@ -72,8 +72,6 @@ def test_ctrl_c_saves_and_the_printed_command_resumes(root):
     printed, code = at_a_terminal(root, *shlex.split(again)[1:], until=b"resuming")
     assert code == 130 and f"resuming a run after step {done}" in printed, printed[-2000:]
 
-    traces = list((root / "a run" / "profile").rglob("*.xplane.pb"))
-    assert len(traces) == (done >= 2)
-    for trace in traces:
-        planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
-        assert any(list(line.events) for plane in planes for line in plane.lines)
+    (trace,) = (root / "a run" / "profile").rglob("*.xplane.pb")
+    planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
+    assert any(list(line.events) for plane in planes for line in plane.lines)
