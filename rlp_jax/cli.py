@@ -1,4 +1,4 @@
-"""The command line: `rlp train | eval | sample | convert | report | compile`; each command is a module of `commands/`.
+"""The command line: `rlp train | eval | sample | convert | report | data | compile`, a module of `commands/` each.
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on
 standard error and exit code 2. 1: `compile` found that a run does not fit, or any failure not listed here. 3: a
@@ -11,10 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rlp_jax.commands import compile, convert, evaluate, report, sample, train
+from rlp_jax.commands import compile, convert, data, evaluate, report, sample, train
 from rlp_jax.commands.base import Parser, complain
 
-COMMANDS = (train, sample, evaluate, convert, report, compile)  # in the order of `rlp --help`
+COMMANDS = (train, sample, evaluate, convert, report, data, compile)  # in the order of `rlp --help`
 
 EPILOG = """
 start here:

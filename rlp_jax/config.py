@@ -18,6 +18,9 @@ Reward = Literal["gain", "likelihood"]
 Truncated = Literal["judged", "wrong", "masked"]
 LengthNormalisation = Literal["response", "constant"]
 Verifier = Literal["math", "choice", "exact", "reasoning_gym"]
+OnMalformed = Literal["stop", "skip"]
+Copies = Literal["keep", "drop"]
+Long = Literal["cut", "drop"]
 Remat = Literal["none", "elementwise", "layer"]
 
 
@@ -147,17 +150,27 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Documents. `sources` are files (.jsonl, .txt) or names of built-in generators ("compose")."""
+    """Documents. `sources` are files (.jsonl, .txt, .parquet, .array_record; .gz and .zst), directories, patterns,
+    URLs, datasets ("hf:NAME:CONFIG:SPLIT", "tfds:NAME:SPLIT") or built-in generators ("compose"); data/sources.py."""
 
     sources: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()  # one a source, its share of every batch; (): every document once an epoch
+    documents: int = 0  # read at most so many of each source, the first; 0: all
     text: str = "{text}"  # str.format over a jsonl record's fields
     span: str = ""  # likewise; the part of the text that positions of mode "span" come from ("" = all of it)
     answer: str = ""  # likewise; what "rlvr" checks responses against ("" = the document's first span)
     span_pattern: str = ""  # regular expression: only its matches within the spans count ("" = all of a span)
     document_tokens: int = 2048  # longer documents are cut into consecutive pieces
-    min_tokens: int = 8  # shorter pieces are dropped (and counted)
+    long: Long = "cut"  # "drop": documents longer than document_tokens are dropped instead
+    min_tokens: int = 8  # shorter pieces are dropped
+    copies: Copies = "keep"  # documents whose text came before; they are counted either way
+    malformed: OnMalformed = "stop"  # records that cannot be used; "skip": they are left out. Dropped is listed, always
     heldout_fraction: float = 0.05  # by hash of the document's text
     heldout_documents: int = 256  # at most this many are evaluated
+    # How fast and where, never what: these may differ from start to start of a run.
+    workers: int = 0  # processes that read and tokenise; 0: this one
+    prefetch: int = 0  # batches made ahead of the step, in a thread
+    cache: str = ""  # directory that keeps tokens, read from there instead of held in memory; "": none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +291,19 @@ class SuiteConfig:
     batch: int = 16  # responses decoded at a time: memory and speed, not the responses
 
 
-def to_json(config: Config) -> str:
-    """The config as indented JSON, keys in order of definition."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
+READING = ("workers", "prefetch", "cache")  # of `data`: how fast and where, never what
+LATER = ("weights", "documents", "long", "copies", "malformed")  # of `data`: came after the first runs
+
+
+def since_first(data: DataConfig) -> tuple[str, ...]:
+    """Names of `data` that a run's fingerprint leaves out: what changes no number, and what came later and is not used,
+    so that the checkpoints of earlier runs stay good."""
+    unused = [name for name in LATER if getattr(data, name) == getattr(DataConfig(), name)]
+    return (*READING, *unused)
+
+
+def to_json(config: Config, without: tuple[str, ...] = ()) -> str:
+    """The config as indented JSON, keys in order of definition; without these names of `data`."""
+    tree = dataclasses.asdict(config)
+    tree["data"] = {name: value for name, value in tree["data"].items() if name not in without}
+    return json.dumps(tree, indent=2)

@@ -55,6 +55,23 @@ class Clock:
         phases = {f"seconds_{phase}": seconds for phase, seconds in self.seconds.items()}
         return {"seconds": sum(self.seconds.values())} | phases
 
+    def appetite(self, documents: int) -> dict[str, float]:
+        """Documents a second that the step takes, and that the loader could give it: waiting for a batch is its whole
+        time where none is made ahead."""
+        step = sum(seconds for phase, seconds in self.seconds.items() if phase != "data")
+        return {
+            "step_documents_per_s": documents / max(step, 1e-9),
+            "loader_documents_per_s": documents / max(self.seconds.get("data", 0.0), 1e-9),
+        }
+
+
+def appetite_message(row: dict, prefetch: int) -> str:
+    """What the loader gives beside what the step takes, for the console."""
+    gives, takes = row["loader_documents_per_s"], row["step_documents_per_s"]
+    bound = "" if gives >= takes else ": the step waits for data, see data.prefetch and data.cache"
+    least = "at least " if prefetch else ""
+    return f"data: the loader gives {least}{gives:,.0f} documents/s, the step takes {takes:,.1f}{bound}"
+
 
 def throughput(config: Config, batch: dict, samples: Samples | None, clock: Clock) -> dict[str, float]:
     """Tokens of the batch's documents and of the thoughts sampled over them, thought tokens sampled a second, and

@@ -13,7 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlp_jax.config import CheckpointConfig, Config, ConfigError, MeshConfig, ReportConfig, to_json
+from rlp_jax.config import (
+    READING,
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    MeshConfig,
+    ReportConfig,
+    since_first,
+    to_json,
+)
 from rlp_jax.nearest import suggest
 from rlp_jax.overrides import override as override
 from rlp_jax.validation import check_devices as check_devices
@@ -130,19 +139,20 @@ def fingerprint(config: Config) -> str:
     config = dataclasses.replace(config, mesh=MeshConfig(), checkpoint=CheckpointConfig(), report=ReportConfig())
     if config.optimizer.final_learning_rate is None:
         config = dataclasses.replace(config, steps=0)
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_json(config, without=since_first(config.data)).encode()).hexdigest()[:16]
 
 
 def check_same_run(config: Config, recorded: Config, run_dir: Path) -> None:
-    """A run directory is continued with the config it began with. `mesh`, `checkpoint` and `report` may change, and
-    `steps` may grow where the learning rate is constant: a cosine's every step depends on the last.
+    """A run directory is continued with the config it began with. `mesh`, `checkpoint`, `report` and how documents
+    are read may change, and `steps` may grow where the learning rate is constant: a cosine's every step depends on the
+    last.
 
     Raises:
       ConfigError: naming the fields that differ.
     """
     old, new = _flat(dataclasses.asdict(recorded)), _flat(dataclasses.asdict(config))
-    free = ("mesh", "checkpoint", "report")
-    differing = [name for name in new if new[name] != old[name] and name.split(".")[0] not in free]
+    free = ("mesh", "checkpoint", "report", *(f"data.{name}" for name in READING))
+    differing = [name for name in new if new[name] != old[name] and not {name, name.split(".")[0]} & {*free}]
     if differing == ["steps"] and config.steps > recorded.steps and config.optimizer.final_learning_rate is None:
         return
     if differing:

@@ -27,7 +27,9 @@ from rlp_jax.checkpoint import DIRECTORY, Checkpoints, Position, latest_step, tr
 from rlp_jax.checkpoints_io.leaves import Target
 from rlp_jax.checkpoints_io.load import open_model
 from rlp_jax.config import RESPONDING, Config, ConfigError, to_json
-from rlp_jax.data.pipeline import Batch, TrainBatches, heldout_batches, load_documents, train_batches
+from rlp_jax.data.filters import FILE as FILTERED
+from rlp_jax.data.filters import Filtered
+from rlp_jax.data.pipeline import Batch, TrainBatches, heldout_batches, load_documents, mixture, train_batches
 from rlp_jax.data.template import TemplateTokens, check_lengths, template_tokens
 from rlp_jax.distributed import Team, fetch, own_rows
 from rlp_jax.evals.every_token import first_documents, rows_of
@@ -39,7 +41,16 @@ from rlp_jax.optimizer import make_optimizer, make_schedule
 from rlp_jax.profiling import Profiler
 from rlp_jax.report.page import write_report
 from rlp_jax.rollout.selfcheck import check_sharing
-from rlp_jax.rows import Clock, Progress, not_finite_rows, skipped_message, thought_rows, throughput, watch
+from rlp_jax.rows import (
+    Clock,
+    Progress,
+    appetite_message,
+    not_finite_rows,
+    skipped_message,
+    thought_rows,
+    throughput,
+    watch,
+)
 from rlp_jax.settings import check_devices, check_same_run, fingerprint, from_json, validate
 from rlp_jax.sharding import make_mesh, mesh_shape, place_batch, place_state, with_shardings
 from rlp_jax.state import Purpose, TrainState, init_state, run_key, step_key
@@ -69,6 +80,7 @@ class Parts(NamedTuple):
     batches: TrainBatches
     heldout: list[Batch]
     mesh: jax.sharding.Mesh | None
+    filtered: Filtered
 
 
 def train(
@@ -117,6 +129,7 @@ def train(
             stack.enter_context(only_process(run_dir))
             (run_dir / "summary.json").unlink(missing_ok=True)
             write_atomically(run_dir / "config.json", to_json(config) + "\n")
+            retried(lambda: parts.filtered.save(run_dir / FILTERED), run_dir / FILTERED, say)
         team.wait("run directory")
         if not (run_dir / "config.json").is_file():
             raise ConfigError(
@@ -156,7 +169,10 @@ def prepare(config: Config, console: Console, team: Team, fresh: bool = True) ->
         )
     shape = (config.data.document_tokens, tokenizer.pad_id)
     rows = own_rows(mesh, config.batch_documents)
-    batches = train_batches(splits.train, config.batch_documents, *shape, config.seed, rows=rows)
+    mixed, ahead = mixture(config.data, splits.parts), config.data.prefetch
+    batches = train_batches(
+        splits.train, config.batch_documents, *shape, config.seed, rows=rows, mixture=mixed, prefetch=ahead
+    )
     heldout = heldout_batches(splits.heldout, config.eval.batch_documents, config.eval.documents, *shape)
     held = " ".join(str(document.id) for document in splits.heldout)
     team.same({"training documents": batches.get_state()["documents"], "held-out documents": held})
@@ -175,7 +191,7 @@ def prepare(config: Config, console: Console, team: Team, fresh: bool = True) ->
     if fresh:
         longest = int(np.argmax(heldout[0]["length_B"]))
         check_sharing(model, params, heldout[0]["tokens_BT"][longest, : heldout[0]["length_B"][longest]])
-    return Parts(model, params, tokenizer, tokens, batches, heldout, mesh)
+    return Parts(model, params, tokenizer, tokens, batches, heldout, mesh, splits.filtered)
 
 
 def finished(config: Config, run_dir: Path) -> bool:
@@ -239,7 +255,7 @@ def loop(
     closing = 0 if config.algorithm in RESPONDING else len(tokens.close)  # responses are shown whole
     state, progress = start_or_resume(config, run_dir, parts, optimizer, checkpoints, team)
     learn = in_place(step.learn, state, mesh)
-    n = int(state.step)
+    begun = n = int(state.step)
     started = first_start(run_dir) if team.first else time.time()
     log = RunLog(run_dir, config.steps, n, console, wandb, dataclasses.asdict(config)) if team.first else NoLog()
     with log, CompileTime() as compiling, Profiler(run_dir, profile if team.first else None) as profiler:
@@ -290,9 +306,11 @@ def loop(
             progress.productive += productive(sum(clock.seconds.values()), compiling.lap())
             row = {"step": n} | {name: float(value) for name, value in fetch(metrics).items()}
             row["learning_rate"] = float(schedule((n - 1 - progress.skipped) * config.updates))
-            row |= clock.row() | throughput(config, batch, samples, clock)
+            row |= clock.row() | throughput(config, batch, samples, clock) | clock.appetite(config.batch_documents)
             row["goodput"] = goodput(progress.productive, started, time.time())
             row |= watch(progress, row, closing, log)
+            if n == begun + 2:  # the first step of a start compiles
+                log.message(appetite_message(row, config.data.prefetch))
             log.step(row)
             if row["finite"] != 1.0:
                 log.not_finite(rows := not_finite_rows(n, batch, samples, scores, decode))

@@ -125,7 +125,7 @@ def validate(config: Config) -> None:
     if not config.model:
         raise ConfigError("model is empty: give a preset, a Hugging Face directory or a GGUF file")
     if not data.sources:
-        raise ConfigError("data.sources is empty: give .jsonl or .txt files, or a built-in generator")
+        raise ConfigError("data.sources is empty: give files, datasets or a built-in generator")
 
 
 def _validate_without_thoughts(config: Config) -> None:

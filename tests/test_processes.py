@@ -22,7 +22,7 @@ from rlp_jax.distributed import fetch, join, own_rows
 from rlp_jax.watchdog import LOST
 
 TESTS = Path(__file__).parent
-TIMINGS = ("seconds", "tokens_per_s", "goodput")
+TIMINGS = ("seconds", "per_s", "goodput")
 SILENT = 5  # seconds
 PROGRAM = """
 import os, pathlib, signal, sys, time

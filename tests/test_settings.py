@@ -56,7 +56,7 @@ def test_every_field_counts_in_the_fingerprint_that_decides_a_steps_numbers():
     same = [tree for tree in trees if fingerprint(from_json(json.dumps(tree), "")) == fingerprint(GOOD)]
     assert len(trees) > 40
     assert [[name for name in tree if tree[name] != dataclasses.asdict(GOOD)[name]] for tree in same] == (
-        [["steps"]] + 3 * [["report"]] + 6 * [["mesh"]] + 3 * [["checkpoint"]]
+        [["steps"]] + 3 * [["data"]] + 3 * [["report"]] + 6 * [["mesh"]] + 3 * [["checkpoint"]]
     )
     cosine = dataclasses.replace(GOOD, optimizer=OptimizerConfig(final_learning_rate=1e-7))
     assert fingerprint(cosine) != fingerprint(dataclasses.replace(cosine, steps=7))

@@ -29,7 +29,7 @@ from rlp_jax.train import TooManySkipped, only_process, train
 from rlp_jax.writers import RunLog
 
 TESTS = Path(__file__).parent
-TIMINGS = ("seconds", "tokens_per_s", "goodput")
+TIMINGS = ("seconds", "per_s", "goodput")
 
 
 @pytest.fixture(scope="module")
@@ -390,3 +390,26 @@ def test_documents_are_recorded_before_and_after_and_by_a_command_the_same(root)
         for ends in (0, -1):
             assert old["position"][ends] == new["position"][ends]
             assert old["gain"][ends] == pytest.approx(new["gain"][ends], abs=2e-3)
+
+
+def test_a_run_over_a_mixture_stops_resumes_and_lists_what_it_left_out(root):
+    config = tiny_config(root, steps=4)
+    place = root / "mixed"
+    place.mkdir()
+    (place / "more.jsonl").write_text((root / "documents.jsonl").read_text() + "broken\n")
+    data = dataclasses.replace(
+        config.data, sources=(*config.data.sources, str(place / "more.jsonl")), weights=(3.0, 1.0), malformed="skip"
+    )
+    config = dataclasses.replace(config, data=data)
+    cached = dataclasses.replace(data, cache=str(place / "cache"), workers=1, prefetch=2)
+    out = io.StringIO()
+    train(config, place / "whole", Console(file=out))
+    train(dataclasses.replace(config, data=cached, steps=2), place / "parts")
+    train(config, place / "parts")  # two steps later, from the cache to memory
+    assert untimed(place / "whole") == untimed(place / "parts")
+    assert "data: the loader gives" in out.getvalue() and "the step takes" in out.getvalue()
+    listed = rows(place / "whole", "filtered.jsonl")
+    assert listed == rows(place / "parts", "filtered.jsonl")
+    assert [e["place"] for e in listed if e["reason"] == "malformed"] == [f"{place / 'more.jsonl'}:61"]
+    last = rows(place / "whole", "metrics.jsonl")[-1]
+    assert last["step_documents_per_s"] > 0 and last["loader_documents_per_s"] > 0

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TIMINGS = ("seconds", "tokens_per_s", "goodput", "warnings", "logprob_gap")
+TIMINGS = ("seconds", "per_s", "goodput", "warnings", "logprob_gap")
 DEVICES = 4  # in all
 SMALL = (
     "batch_documents=8", "checkpoint.every=2", "rlp.group_size=4", "rlp.thought_tokens=6", "data.sources=compose:96",

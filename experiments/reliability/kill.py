@@ -40,7 +40,7 @@ from rlp_jax.settings import load_experiment
 
 STEPS = 10
 KILLS_A_RUN = 10  # then a run is left to end, and another one begins
-TIMINGS = ("seconds", "tokens_per_s", "goodput")
+TIMINGS = ("seconds", "per_s", "goodput")
 TARGETS = ("rollout", "writing", "learner", "renaming", "time", "evaluation", "deleting", "time")
 PHASES = (
     "starting", "preparing", "restoring", "evaluation", "rollout", "learner", "logging", "saving", "reporting",

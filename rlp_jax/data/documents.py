@@ -7,6 +7,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlp_jax.config import ConfigError
+
+FIRST_CHARACTERS = 80  # of a text, to recognise it by
+
+
+class Malformed(ConfigError):
+    """A record that gives no document.
+
+    Attributes:
+      place: where it stands: "file:line".
+      reason: what is wrong with it, one line.
+      text: its first characters.
+      encoding: whether bytes or characters are wrong rather than what they say.
+    """
+
+    def __init__(self, place: str, reason: str, text: str = "", encoding: bool = False):
+        super().__init__(f"{place}: {reason}")
+        self.place, self.reason, self.text, self.encoding = place, reason, text[:FIRST_CHARACTERS], encoding
+
+    def __reduce__(self):  # it comes back from reading processes
+        return Malformed, (self.place, self.reason, self.text, self.encoding)
+
 
 class Document(NamedTuple):
     """A text as a source gives it.
@@ -91,7 +113,13 @@ def cut(document: Document, tokenizer, document_tokens: int, occurrence: int = 0
     Args:
       occurrence: how many documents of the same text came before, so that copies get ids of their own.
     """
-    tokens_T, span_T = tokenize(document, tokenizer)
+    return pieces_of(document, *tokenize(document, tokenizer), document_tokens, occurrence)
+
+
+def pieces_of(
+    document: Document, tokens_T: np.ndarray, span_T: np.ndarray, document_tokens: int, occurrence: int = 0
+) -> list[TokenizedDocument]:
+    """`cut` of a document whose tokens are known, as `tokenize` gives them."""
     pieces = []
     for number, start in enumerate(range(0, len(tokens_T), document_tokens)):
         piece = slice(start, start + document_tokens)

@@ -1,32 +1,61 @@
-"""From sources to batches: tokenise, cut, split, shuffle, batch. Everything follows from the files, the config and the
-seed, and an iterator's state is a few numbers, so that a resumed run reads on where it stopped.
+"""From sources to pieces of documents: read, tokenise, filter, cut, split. Everything follows from the files, the
+config and the seed.
 
-Documents are tokenised once, before training. Grain then shuffles, repeats and batches them by random access.
+Documents are read and tokenised once, before training, by as many processes as `data.workers` says. Their pieces are
+held in memory or kept in `data.cache`; `batches.py` then draws from them, wherever they lie.
 """
 
 import collections
 import dataclasses
+import json
+import math
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import grain
-import numpy as np
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rlp_jax.config import ConfigError, DataConfig, PositionMode, SFTConfig
-from rlp_jax.data.documents import Document, TokenizedDocument, answers, cut, is_heldout, narrow_spans, stable_hash
-from rlp_jax.data.sources import open_sources
+from rlp_jax.data import filters, stored
+from rlp_jax.data.batches import Batch, TrainBatches, collate, heldout_batches, train_batches
+from rlp_jax.data.documents import Document, Malformed, TokenizedDocument, answers, is_heldout, pieces_of, stable_hash
+from rlp_jax.data.filters import Filtered
+from rlp_jax.data.reading import Tokens, read_all
+from rlp_jax.data.sources import open_each, stamps
 
-Batch = dict[str, np.ndarray]
+__all__ = [
+    "Batch",
+    "Splits",
+    "TrainBatches",
+    "collate",
+    "heldout_batches",
+    "load_documents",
+    "mixture",
+    "train_batches",
+]
+FORMAT = 1  # of the cache
+# Settings that do not decide which pieces there are.
+BESIDE = ("weights", "workers", "prefetch", "cache", "sources")
 
 
 class Splits(NamedTuple):
     """train: pieces in the order of the sources. heldout: pieces in the order of their ids, a random sample whatever
-    the order of the sources. report: counts, see `load_documents`."""
+    the order of the sources. report: counts, see `load_documents`. filtered: what was left out, one by one. parts:
+    training pieces of each of data.sources."""
 
-    train: list[TokenizedDocument]
-    heldout: list[TokenizedDocument]
+    train: Sequence[TokenizedDocument]
+    heldout: Sequence[TokenizedDocument]
     report: dict[str, int]
+    filtered: Filtered
+    parts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What documents are read for; the fields are those of `load_documents`."""
+
+    position_mode: PositionMode
+    examples: SFTConfig | None
+    questions: bool
 
 
 def load_documents(
@@ -34,7 +63,7 @@ def load_documents(
     tokenizer,
     seed: int,
     position_mode: PositionMode = "uniform",
-    progress=None,
+    progress: Callable[[int, int | None], None] | None = None,
     examples: SFTConfig | None = None,
     questions: bool = False,
 ) -> Splits:
@@ -45,7 +74,7 @@ def load_documents(
       tokenizer: see `rlp_jax.data.tokenizer`; no special token is added.
       seed: of the built-in generators. The split does not depend on it.
       position_mode: in mode "span", pieces without a span token are dropped: no position could be chosen in them.
-      progress: called with (documents read, documents in all) after each document.
+      progress: called with (records read, records in all) after each; None: a streamed source does not say.
       examples: documents are prompts with responses, their spans. Dropped are those without a final answer, and those
         that do not fit into one piece: the end of a response alone is no example.
       questions: documents are questions (up to their span) with answers to check responses against. Dropped are those
@@ -54,247 +83,186 @@ def load_documents(
     Returns:
       Splits, whose report counts: documents, duplicates (documents whose text came before), pieces, short (pieces
       dropped for having fewer than min_tokens), without_span (dropped in mode "span"), train, heldout (pieces kept in
-      each split), heldout_unused (held-out pieces beyond heldout_documents), train_tokens, heldout_tokens; of examples
-      without_answer and too_long, of questions too_long, too.
+      each split), heldout_unused (held-out pieces beyond heldout_documents), train_tokens, heldout_tokens; malformed
+      where they are skipped; of examples without_answer and too_long, of questions and where long ones are dropped
+      too_long, too. With `data.cache`, train lies there and is read as it is needed.
 
     Raises:
       ConfigError: a setting out of range, a source that cannot be read (the message names file and line), an example
         without a prompt, a question without an answer, or no example left.
     """
     _check(config)
-    pattern = re.compile(config.span_pattern) if config.span_pattern else None
-    sources = open_sources(config, seed)
-    total = sum(len(source) for source in sources)
-    report = collections.Counter(documents=total)
-    seen = collections.Counter()
-    train, heldout = [], []
-    read = 0
-    for source in sources:
-        for i in range(len(source)):
-            document = source[i]
-            text_hash = stable_hash("copies", document.text)
-            occurrence = seen[text_hash]
-            seen[text_hash] += 1
-            report["duplicates"] += occurrence > 0
-            split = heldout if is_heldout(document.text, config.heldout_fraction) else train
-            narrowed = document if pattern is None else narrow_spans(document, pattern)
-            pieces = cut(narrowed, tokenizer, config.document_tokens, occurrence)
-            if examples is not None:
-                pieces = _of_example(document, pieces, examples, report)
-            if questions:
-                pieces = _of_question(document, pieces, report)
-            for piece in pieces:
-                report["pieces"] += 1
-                if len(piece.tokens_T) < config.min_tokens:
-                    report["short"] += 1
-                elif (position_mode == "span" or examples is not None) and not piece.span_T.any():
-                    report["without_span"] += 1
-                else:
-                    split.append(piece)
+    use = Use(position_mode, examples, questions)
+    if not config.cache:
+        train: list[TokenizedDocument] = []
+        heldout, report, filtered, parts = _read(config, tokenizer, seed, use, train, progress)
+        return Splits(train, heldout, report, filtered, parts)
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in BESIDE}
+    facts = [str(FORMAT), json.dumps(settings), repr(use), str(seed), tokenizer.fingerprint, *stamps(config)]
+    key = stored.key_of(facts)
+    with stored.building(Path(config.cache), key) as (directory, fill):
+        if fill:
+            with stored.PieceWriter(directory) as writer:
+                heldout, report, filtered, parts = _read(config, tokenizer, seed, use, writer, progress)
+                for piece in heldout:
+                    writer.append(piece)
+            filtered.save(directory / filters.FILE)
+            stored.seal(directory, {"report": report, "parts": parts})
+    return _stored(Path(config.cache) / key)
+
+
+def _stored(directory: Path) -> Splits:
+    about, pieces = stored.about(directory), stored.StoredPieces(directory)
+    trained = about["report"]["train"]
+    filtered = Filtered.load(directory / filters.FILE)
+    heldout = list(pieces[trained:])
+    return Splits(pieces[:trained], heldout, about["report"], filtered, tuple(about["parts"]))
+
+
+def _read(
+    config: DataConfig, tokenizer, seed: int, use: Use, train: Any, progress
+) -> tuple[list[TokenizedDocument], dict[str, int], Filtered, tuple[int, ...]]:
+    """Held-out pieces, report, what was left out, and training pieces a source; the last go to `train.append`."""
+    entries = open_each(config, seed)
+    lengths = [None if any(source.length is None for source in entry) else sum(map(len, entry)) for entry in entries]
+    limited = [length if not config.documents else min(length or math.inf, config.documents) for length in lengths]
+    total = None if None in lengths else sum(limited)
+    report, filtered = collections.Counter(), Filtered()
+    seen, kept = collections.Counter(), _Smallest(config.heldout_documents)
+    read, parts, tokens = 0, [], 0
+    for entry in entries:
+        before = len(train)
+        for found in read_all(entry, tokenizer, config.span_pattern, config.documents, config.workers):
             read += 1
             if progress is not None:
                 progress(read, total)
-    heldout.sort(key=lambda piece: (piece.id, piece.tokens_T.tobytes()))
-    kept = heldout[: config.heldout_documents]
-    report["heldout_unused"] = len(heldout) - len(kept)
-    for name, pieces in (("train", train), ("heldout", kept)):
-        report[name] = len(pieces)
-        report[f"{name}_tokens"] = sum(len(piece.tokens_T) for piece in pieces)
-    if examples is not None and not train:
+            try:
+                if isinstance(found, Malformed):
+                    raise found
+                report["documents"] += 1
+                pieces = _pieces(found, config, use, seen, report, filtered)
+            except Malformed as malformed:
+                if config.malformed == "stop":
+                    raise
+                report["malformed"] += 1
+                kind = "encoding" if malformed.encoding else "malformed"
+                filtered.add(kind, malformed.place, malformed.reason, malformed.text)
+                continue
+            if is_heldout(found.document.text, config.heldout_fraction):
+                kept.extend(pieces)
+                continue
+            for piece in pieces:
+                train.append(piece)
+                tokens += len(piece.tokens_T)
+        parts.append(len(train) - before)
+    heldout = kept.sorted()
+    report["heldout_unused"] = kept.count - len(heldout)
+    report["train"], report["train_tokens"] = len(train), tokens
+    report["heldout"], report["heldout_tokens"] = len(heldout), sum(len(piece.tokens_T) for piece in heldout)
+    if use.examples is not None and not len(train):
         raise ConfigError(
-            f"none of {total} documents is left as a training example: {report['without_answer']} without an answer "
-            f"(sft.answer_pattern is {examples.answer_pattern!r}), {report['too_long']} longer than "
-            f"data.document_tokens, {config.document_tokens}"
+            f"none of {report['documents']} documents is left as a training example: {report['without_answer']} "
+            f"without an answer (sft.answer_pattern is {use.examples.answer_pattern!r}), {report['too_long']} longer "
+            f"than data.document_tokens, {config.document_tokens}"
         )
     names = ["documents", "duplicates", "pieces", "short", "without_span", "train", "heldout", "heldout_unused"]
-    names += ["train_tokens", "heldout_tokens"] + (["without_answer", "too_long"] if examples is not None else [])
-    names += ["too_long"] if questions else []
-    return Splits(train, kept, {name: int(report[name]) for name in names})
+    names += ["train_tokens", "heldout_tokens"] + (["malformed"] if config.malformed == "skip" else [])
+    names += ["without_answer", "too_long"] if use.examples is not None else []
+    names += ["too_long"] if use.questions or (config.long == "drop" and use.examples is None) else []
+    return heldout, {name: int(report[name]) for name in names}, filtered, tuple(parts)
 
 
-def _of_example(
-    document: Document, pieces: list[TokenizedDocument], settings: SFTConfig, report: collections.Counter
+class _Smallest:
+    """The pieces of the smallest ids, so many of them, of all that come."""
+
+    def __init__(self, limit: int):
+        self.count, self._limit, self._pieces = 0, limit, []
+
+    def extend(self, pieces: list[TokenizedDocument]) -> None:
+        self.count += len(pieces)
+        self._pieces += pieces
+        if len(self._pieces) > 2 * self._limit + 1000:
+            self._pieces = self.sorted()
+
+    def sorted(self) -> list[TokenizedDocument]:
+        return sorted(self._pieces, key=lambda piece: (piece.id, piece.tokens_T.tobytes()))[: self._limit]
+
+
+def _pieces(
+    found: Tokens, config: DataConfig, use: Use, seen: collections.Counter, report: collections.Counter, filtered
 ) -> list[TokenizedDocument]:
-    """The piece that a prompt with its response is, or none, counted, where nothing can be learnt from it."""
+    """The pieces of a document that are kept, everything else counted and listed. Raises Malformed."""
+    document, text = found.document, found.document.text
+    text_hash = stable_hash("copies", text)
+    occurrence = seen[text_hash]
+    seen[text_hash] += 1
+    if occurrence:
+        report["duplicates"] += 1
+        filtered.add("copy" if config.copies == "drop" else "copy_kept", document.name, text=text)
+        if config.copies == "drop":
+            return []
+    pieces = pieces_of(document, found.tokens_T, found.span_T, config.document_tokens, occurrence)
+    whole = use.examples is not None or use.questions or config.long == "drop"
+    if use.examples is not None and not _is_example(document, use.examples):
+        report["without_answer"] += 1
+        filtered.add("without_answer", document.name, text=text)
+        return []
+    answer = _answer(document) if use.questions else b""
+    if len(pieces) > 1:
+        filtered.add("too_long" if whole else "cut", document.name, f"{len(found.tokens_T)} tokens", text)
+        if whole:
+            report["too_long"] += 1
+            return []
+    kept = []
+    for piece in pieces:
+        report["pieces"] += 1
+        length = len(piece.tokens_T)
+        if length < config.min_tokens:
+            report["short"] += 1
+            filtered.add("short", piece.name, f"{length} tokens", text if len(pieces) == 1 else "")
+        elif (use.position_mode == "span" or use.examples is not None) and not piece.span_T.any():
+            report["without_span"] += 1
+            filtered.add("without_span", piece.name, text=text if len(pieces) == 1 else "")
+        else:
+            kept.append(dataclasses.replace(piece, answer=answer) if answer else piece)
+    if not pieces:  # an empty document
+        filtered.add("short", document.name, "0 tokens")
+    return kept
+
+
+def _is_example(document: Document, settings: SFTConfig) -> bool:
+    """Whether something can be learnt from a prompt with its response: it has a final answer where one is asked for."""
     if document.spans == ((0, len(document.text)),):
         raise ConfigError(
             f"{document.name}: all of the document is response: say which part is, for instance data.span='{{answer}}'"
         )
-    if settings.answer_pattern and not answers(document, re.compile(settings.answer_pattern)):
-        report["without_answer"] += 1
-    elif len(pieces) > 1:
-        report["too_long"] += 1
-    else:
-        return pieces
-    return []
+    return not settings.answer_pattern or answers(document, re.compile(settings.answer_pattern))
 
 
-def _of_question(
-    document: Document, pieces: list[TokenizedDocument], report: collections.Counter
-) -> list[TokenizedDocument]:
-    """The piece that a question is, with its answer, or none, counted, where it does not fit into one."""
+def _answer(document: Document) -> bytes:
+    """What responses to a question are checked against. Raises Malformed."""
     answer = document.answer
     if not answer and document.spans and document.spans != ((0, len(document.text)),):
         start, end = document.spans[0]
         answer = document.text[start:end]
     if not answer.strip():
-        raise ConfigError(
-            f"{document.name}: no answer to check responses against: say where it stands, for instance "
-            "data.answer='{answer}'"
-        )
-    if len(pieces) > 1:
-        report["too_long"] += 1
+        reason = "no answer to check responses against: say where it stands, for instance data.answer='{answer}'"
+        raise Malformed(document.name, reason, document.text)
+    return answer.encode()
+
+
+def mixture(config: DataConfig, parts: Sequence[int]) -> list[tuple[int, float]]:
+    """What `train_batches` takes of weights and of how many training pieces each source has.
+
+    Raises:
+      ConfigError: a source with a weight has none.
+    """
+    if not config.weights:
         return []
-    return [dataclasses.replace(piece, answer=answer.encode()) for piece in pieces]
-
-
-def collate(
-    documents: Sequence[TokenizedDocument],
-    document_tokens: int,
-    pad_id: int,
-    pad_multiple: int = 64,
-    rows: Sequence[int] | None = None,
-    answer_bytes: int = 0,
-) -> Batch:
-    """Stack documents into a batch, padded on the right to a multiple of pad_multiple, at most document_tokens: few
-    shapes for jit.
-
-    Args:
-      documents: of the whole batch, which decides the padding.
-      rows: stack only these of them, by default all.
-      answer_bytes: room for the answers of questions; 0: the documents are none.
-
-    Returns:
-      `tokens_BT` int32, `length_B` int32, `span_BT` bool, `document_B` int64, `weight_B` float32 of ones; of questions
-      `answer_BA` uint8 too, the answer's UTF-8 with zeros behind it.
-    """
-    longest = max(len(document.tokens_T) for document in documents)
-    padded = min(-(-longest // pad_multiple) * pad_multiple, document_tokens)
-    documents = documents if rows is None else [documents[row] for row in rows]
-    length_B = np.array([len(document.tokens_T) for document in documents], np.int32)
-    tokens_BT = np.full((len(documents), padded), pad_id, np.int32)
-    span_BT = np.zeros((len(documents), padded), bool)
-    for row, document in enumerate(documents):
-        tokens_BT[row, : length_B[row]] = document.tokens_T
-        span_BT[row, : length_B[row]] = document.span_T
-    batch = {
-        "tokens_BT": tokens_BT,
-        "length_B": length_B,
-        "span_BT": span_BT,
-        "document_B": np.array([document.id for document in documents], np.int64),
-        "weight_B": np.ones(len(documents), np.float32),
-    }
-    if answer_bytes:
-        batch["answer_BA"] = np.zeros((len(documents), answer_bytes), np.uint8)
-        for row, document in enumerate(documents):
-            batch["answer_BA"][row, : len(document.answer)] = np.frombuffer(document.answer, np.uint8)
-    return batch
-
-
-class TrainBatches:
-    """An endless iterator of batches; made by `train_batches`."""
-
-    def __init__(self, dataset: grain.MapDataset, fingerprint: str):
-        # No threads: a batch is a few copies of arrays in memory.
-        self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
-        self._fingerprint = fingerprint
-
-    def __iter__(self) -> "TrainBatches":
-        return self
-
-    def __next__(self) -> Batch:
-        return next(self._iterator)
-
-    def get_state(self) -> dict:
-        """Where the iterator stands, a JSON-serialisable value: goes into the checkpoint."""
-        return {"documents": self._fingerprint, "grain": self._iterator.get_state()}
-
-    def set_state(self, state: dict) -> None:
-        """Go on from a state, forwards or backwards.
-
-        Raises:
-          ConfigError: the state belongs to other documents, another seed or another batch size.
-        """
-        if state["documents"] != self._fingerprint:
-            raise ConfigError(
-                "the checkpoint's data position belongs to other documents, another seed or batch size: "
-                "restore the data files and settings of that run, or start a new run directory"
-            )
-        self._iterator.set_state(state["grain"])
-
-
-def train_batches(
-    documents: Sequence[TokenizedDocument],
-    batch_documents: int,
-    document_tokens: int,
-    pad_id: int,
-    seed: int,
-    pad_multiple: int = 64,
-    rows: Sequence[int] | None = None,
-) -> TrainBatches:
-    """Endless batches of B documents: each epoch is another permutation of all documents, and batches run on from one
-    epoch into the next, so none is left out.
-
-    Args:
-      rows: of each batch, what this process reads; by default all. Order, padding and the iterator's state do not
-        depend on it, so a run may go on with another number of processes.
-
-    Raises:
-      ConfigError: batch_documents is below 1, or there are fewer documents than that.
-    """
-    if batch_documents < 1:
-        raise ConfigError(f"batch_documents is {batch_documents}: it must be at least 1")
-    if len(documents) < batch_documents:
-        raise ConfigError(
-            f"batch_documents is {batch_documents} but data.sources give {len(documents)} training documents of at "
-            "least data.min_tokens tokens: lower batch_documents or add documents"
-        )
-    # Grain seeds epoch e with seed + e. Hashed, neighbouring seeds do not share epochs.
-    shuffle_seed = stable_hash("shuffle", str(seed)) >> 32
-    answer_bytes = max(len(document.answer) for document in documents)
-    repeated = grain.MapDataset.source(documents).shuffle(shuffle_seed).repeat()
-    # drop_remainder: nothing remains of an endless stream, and without it Grain rounds its length up in floating point,
-    # which overflows for batches of one.
-    dataset = repeated.batch(
-        batch_documents,
-        drop_remainder=True,
-        batch_fn=lambda batch: collate(batch, document_tokens, pad_id, pad_multiple, rows, answer_bytes),
-    )
-    contents = " ".join(str(document.id) for document in documents)
-    fingerprint = stable_hash("documents", f"{seed} {batch_documents} {contents}")
-    return TrainBatches(dataset, f"{fingerprint:016x}")
-
-
-def heldout_batches(
-    documents: Sequence[TokenizedDocument],
-    batch_documents: int,
-    limit: int,
-    document_tokens: int,
-    pad_id: int,
-    pad_multiple: int = 64,
-) -> list[Batch]:
-    """The first `limit` documents in batches of B, in order. The last batch is filled up with documents that came
-    before, of weight 0.
-
-    Raises:
-      ConfigError: there is no held-out document, or limit or batch_documents is below 1.
-    """
-    if limit < 1 or batch_documents < 1:
-        raise ConfigError(
-            f"eval.documents is {limit} and eval.batch_documents is {batch_documents}: both must be at least 1"
-        )
-    documents = documents[:limit]
-    if not documents:
-        raise ConfigError(
-            "no document fell into the held-out split: raise data.heldout_fraction or add documents to data.sources"
-        )
-    batches = []
-    for start in range(0, len(documents), batch_documents):
-        rows = range(start, start + batch_documents)
-        batch = collate([documents[row % len(documents)] for row in rows], document_tokens, pad_id, pad_multiple)
-        batch["weight_B"] = np.array([row < len(documents) for row in rows], np.float32)
-        batches.append(batch)
-    return batches
+    for source, count in zip(config.sources, parts, strict=True):
+        if not count:
+            raise ConfigError(f"data.weights: {source} gives no training document: leave it out")
+    return list(zip(parts, config.weights, strict=True))
 
 
 def _check(config: DataConfig) -> None:
@@ -313,3 +281,13 @@ def _check(config: DataConfig) -> None:
         raise ConfigError(f"data.span_pattern is {config.span_pattern!r}, no regular expression: {error}") from None
     if config.heldout_documents < 0:
         raise ConfigError(f"data.heldout_documents is {config.heldout_documents}: it must be at least 0")
+    if config.weights and len(config.weights) != len(config.sources):
+        raise ConfigError(
+            f"data.weights has {len(config.weights)} numbers and data.sources {len(config.sources)} sources: "
+            "give one number a source, or none"
+        )
+    if not all(weight > 0 and math.isfinite(weight) for weight in config.weights):
+        raise ConfigError(f"data.weights is {config.weights}: every weight must be positive and finite")
+    for name in ("documents", "workers", "prefetch"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"data.{name} is {getattr(config, name)}: it must not be negative")

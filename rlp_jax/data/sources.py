@@ -1,19 +1,38 @@
-"""Where documents come from: .jsonl and .txt files, directories of them, and built-in generators.
+"""Where documents come from: `data.sources`, one string a source.
 
-A source is a random-access sequence: `len(source)`, `source[i] -> Document`. Opening one reads no more than is needed
-to know how many documents there are; a broken record is reported, with its line, when it is read.
+    documents.jsonl  notes.txt  data/*.jsonl.gz  corpus/  shards/*.parquet  x.array_record
+    gs://bucket/data/*.jsonl.zst             whatever fsspec opens
+    hf:NAME:CONFIG:SPLIT  tfds:NAME:SPLIT    datasets by name, see hub.py
+    compose:1000  reasoning_gym/chain_sum    generators, with a number of documents if wanted
+
+Directories and patterns are read in order of name. A broken record is reported, with its line, when it is read.
 """
 
-import json
-import re
-import string
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from rlp_jax.config import ConfigError, DataConfig
-from rlp_jax.data.documents import Document
+from rlp_jax.data.columns import ArrayRecordSource, ParquetSource
+from rlp_jax.data.documents import Document, Malformed
+from rlp_jax.data.files import (
+    ARRAY_RECORD,
+    FORMATS,
+    LINES,
+    TABLE,
+    TEXT,
+    Damaged,
+    JsonlSource,
+    Source,
+    TextSource,
+    format_of,
+    list_files,
+    open_file,
+    stamp,
+)
+from rlp_jax.data.hub import HUGGING_FACE, TFDS, open_hugging_face, open_tfds
+from rlp_jax.data.records import BYTE_ORDER_MARK, Fields, decode, parse
 
 GENERATED_DOCUMENTS = 8192  # of a generator named without a number
 
@@ -24,205 +43,110 @@ def _compose(seed: int, size: int):
     return ComposeSource(seed, size)
 
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors open UTF-8 files with it
-
 # name: (seed, number of documents) -> source
 GENERATORS: dict[str, Callable[[int, int], Sequence[Document]]] = {"compose": _compose}
 REASONING_GYM = "reasoning_gym/"  # before the name of one of that package's datasets
 
 
-def open_sources(config: DataConfig, seed: int) -> list[Sequence[Document]]:
-    """Open `config.sources`: paths of .jsonl and .txt files or of directories of them (read in order of name), and
-    generators by name, with a number of documents if wanted ("compose:1000", "reasoning_gym/chain_sum:1000").
+FILES: dict[str, Callable[..., Source]] = {LINES: JsonlSource, TABLE: ParquetSource, ARRAY_RECORD: ArrayRecordSource}
+KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+
+
+class Generated(Source):
+    """A generator's documents."""
+
+    def __init__(self, documents: Sequence[Document]):
+        self.documents, self.length = documents, len(documents)
+
+    def read(self, start: int, stop: int) -> Iterator[Document | Malformed]:
+        return (self.documents[i] for i in range(start, stop))
+
+
+def open_sources(config: DataConfig, seed: int) -> list[Source]:
+    """`open_each`, all of them after one another."""
+    return [source for sources in open_each(config, seed) for source in sources]
+
+
+def open_each(config: DataConfig, seed: int) -> list[list[Source]]:
+    """Open `config.sources`.
+
+    Returns:
+      For each of them its sources, one a file.
 
     Raises:
-      ConfigError: no source, an unknown name or kind of file, a missing or empty file, or a broken template.
+      ConfigError: no source, an unknown name or kind of file, a missing file, or a broken template; what is malformed
+        of a file as a whole (it is empty, or no parquet file), unless config.malformed is "skip".
     """
     if not config.sources:
-        raise ConfigError(f"data.sources is empty: name .jsonl or .txt files, or one of {', '.join(GENERATORS)}")
-    sources = []
+        raise ConfigError(f"data.sources is empty: name {KINDS}s, or one of {', '.join(GENERATORS)}")
+    return [_open(source, config, seed) for source in config.sources]
+
+
+def _open(source: str, config: DataConfig, seed: int) -> list[Source]:
+    name, _, size = source.partition(":")
+    if name in GENERATORS:
+        return [Generated(GENERATORS[name](seed, _size(source, size)))]
+    if name.startswith(REASONING_GYM):
+        from rlp_jax.data.reasoning_gym import ReasoningGymSource
+
+        return [Generated(ReasoningGymSource(name.removeprefix(REASONING_GYM), seed, _size(source, size)))]
+    for prefix, open_dataset in ((HUGGING_FACE, open_hugging_face), (TFDS, open_tfds)):
+        if source.startswith(prefix):
+            fields = Fields(config.text, config.span, config.answer)
+            return [_or_damaged(config, lambda open_=open_dataset, fields=fields: open_(source, fields))]
+    files = list_files(source)
+    if not files:
+        if files is not None:
+            raise ConfigError(f"data.sources: {source} is a directory without a {KINDS}")
+        if format_of(source) is None and not any(letter in source for letter in "*?["):
+            raise ConfigError(
+                f"data.sources: {source!r} is none of a {KINDS}, a directory of them, or one of {', '.join(GENERATORS)}"
+            )
+        raise ConfigError(f"data.sources: no file {source}")
+    return [_or_damaged(config, lambda file=file: _open_file(file, config)) for file in files]
+
+
+def stamps(config: DataConfig) -> list[str]:
+    """What tells the present contents of the sources from others, without reading them."""
+    facts = []
     for source in config.sources:
-        name, _, size = source.partition(":")
-        if name in GENERATORS:
-            sources.append(GENERATORS[name](seed, _size(source, size)))
-        elif name.startswith(REASONING_GYM):
-            from rlp_jax.data.reasoning_gym import ReasoningGymSource
-
-            sources.append(ReasoningGymSource(name.removeprefix(REASONING_GYM), seed, _size(source, size)))
-        else:
-            sources.extend(_open_path(Path(source), config))
-    return sources
+        files = [] if source.startswith((HUGGING_FACE, TFDS)) else list_files(source) or []
+        facts += [source, *(f"{file} {stamp(file)}" for file in files)]
+        if source.startswith((HUGGING_FACE, TFDS)):
+            (dataset,) = _open(source, dataclasses.replace(config, malformed="skip"), 0)
+            length = "" if dataset.length is None else str(dataset.length)
+            facts.append(f"{getattr(getattr(dataset, 'examples', None), '_fingerprint', '')} {length}")
+    return facts
 
 
-class TextSource:
-    """One .txt file, one document, all of it a span.
-
-    Raises:
-      ConfigError: on reading, an empty file or bytes that are not UTF-8.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, i: int) -> Document:
-        if i != 0:
-            raise IndexError(f"{self.path}: document {i} of 1")
-        text = _decode(self.path.read_bytes(), self.path, 1).replace("\r\n", "\n")
-        if not text.strip():
-            raise ConfigError(f"{self.path} is empty: give a file with text in it, or leave it out")
-        return Document(text, ((0, len(text)),), 0, f"{self.path}:1")
+def _open_file(path: str, config: DataConfig) -> Source:
+    kind = format_of(path)
+    if kind is None:
+        raise ConfigError(
+            f"data.sources: {path!r} is none of a {KINDS}, a directory of them, or one of {', '.join(GENERATORS)}"
+        )
+    return TextSource(path) if kind == TEXT else FILES[kind](path, config.text, config.span, config.answer)
 
 
-class JsonlSource:
-    """One .jsonl file, one JSON object a line, blank lines skipped.
-
-    Args:
-      path: the file.
-      text: format string over a record's fields, "{question}\\n{answer}".
-      answer: likewise; what a response is checked against.
-      span: likewise; the part of the text that positions of mode "span" come from, "" for all of it. Where the format
-        string `span` is a part of the format string `text`, that part of every document (each time, if it is there more
-        than once); else the last place where the formatted span stands in the formatted text.
-
-    Raises:
-      ConfigError: the file holds no record, or a format string is broken; on reading, a line that is not UTF-8, not a
-        JSON object, lacks a field, or whose span is not in its text.
-    """
-
-    def __init__(self, path: Path, text: str = "{text}", span: str = "", answer: str = ""):
-        self.path, self.text, self.span, self.answer = path, text, span, answer
-        check_template("data.text", text, needs_field=True)
-        check_template("data.span", span)
-        check_template("data.answer", answer)
-        self._before_span = _prefixes(text, span)
-        # Byte offsets of the lines that hold something: random access for a few bytes a document.
-        offsets, lines, offset = [], [], 0
-        with path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                if raw.removeprefix(BYTE_ORDER_MARK).strip():
-                    offsets.append(offset)
-                    lines.append(line)
-                offset += len(raw)
-        if not lines:
-            raise ConfigError(f"{path} holds no documents: give a file with one JSON object a line")
-        self._offsets, self._lines = np.array(offsets, np.int64), np.array(lines, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, i: int) -> Document:
-        if not 0 <= i < len(self):
-            raise IndexError(f"{self.path}: document {i} of {len(self)}")
-        line = int(self._lines[i])
-        with self.path.open("rb") as file:
-            file.seek(int(self._offsets[i]))
-            raw = file.readline()
-        place = f"{self.path}:{line}"
-        record = _parse(_decode(raw, self.path, line), place)
-        text = _format(self.text, record, place)
-        return Document(text, self._spans(text, record, place), i, place, _format(self.answer, record, place))
-
-    def _spans(self, text: str, record: dict, place: str) -> tuple[tuple[int, int], ...]:
-        if not self.span:
-            return ((0, len(text)),)
-        span = _format(self.span, record, place)
-        if self._before_span:
-            starts = [len(_format(prefix, record, place)) for prefix in self._before_span]
-        else:
-            starts = [text.rfind(span)]
-            if starts[0] < 0:
-                raise ConfigError(f"{place}: data.span gives {span[:60]!r}, which is not in the document's text")
-        return tuple((start, start + len(span)) for start in starts if span)
+def _or_damaged(config: DataConfig, open_source: Callable[[], Source]) -> Source:
+    try:
+        return open_source()
+    except Malformed as malformed:
+        if config.malformed == "stop":
+            raise
+        return Damaged(malformed)
 
 
-def read_records(path: Path) -> Iterator[tuple[dict, str]]:
+def read_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """The records of a .jsonl file, each with its place, "file:line"; blank lines are skipped.
 
     Raises:
       ConfigError: a line that is not UTF-8 or not a JSON object.
     """
-    with path.open("rb") as file:
+    with open_file(str(path)) as file:
         for line, raw in enumerate(file, 1):
             if raw.removeprefix(BYTE_ORDER_MARK).strip():
-                yield _parse(_decode(raw, path, line), f"{path}:{line}"), f"{path}:{line}"
-
-
-class _RecordFormatter(string.Formatter):
-    """str.format over a JSON record that says which field is missing, and puts no null, list or object into a text."""
-
-    def get_field(self, field_name: str, args, kwargs: dict):
-        name = re.split(r"[.\[]", field_name, maxsplit=1)[0]
-        if name not in kwargs:
-            raise ConfigError(f"no field {name!r}, the fields are {', '.join(map(repr, kwargs)) or 'none'}")
-        try:
-            value, _ = super().get_field(field_name, args, kwargs)
-        except (LookupError, TypeError, AttributeError):
-            raise ConfigError(f"no {field_name!r} in field {name!r}") from None
-        if not isinstance(value, str | int | float):
-            kind = {dict: "an object", list: "a list", type(None): "null"}.get(type(value), "neither")
-            raise ConfigError(f"field {field_name!r} is {kind}, expected text or a number")
-        return value, name
-
-
-def _format(template: str, record: dict, place: str) -> str:
-    try:
-        text = _RecordFormatter().vformat(template, (), record)
-        text.encode()  # JSON can spell half of a surrogate pair, which no tokenizer takes
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{place}: \\u{ord(text[error.start]):04x} is half of a character: repair the text") from None
-    except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from None
-    return text
-
-
-def check_template(field: str, template: str, needs_field: bool = False) -> None:
-    """Check a format string over a record's fields.
-
-    Raises:
-      ConfigError: unbalanced braces, braces without a name, or no field where one is needed.
-    """
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ConfigError(f"{field} is {template!r}: {error}; write {{name}} for a field") from None
-    if any(name == "" or name.isdigit() for name in names):
-        raise ConfigError(f"{field} is {template!r}: write the name of a field between the braces")
-    if needs_field and not names:
-        raise ConfigError(f"{field} is {template!r}, which names no field: write {{name}} for a field")
-
-
-def _prefixes(text: str, span: str) -> list[str]:
-    """What stands in the format string `text` before each occurrence of the format string `span`: formatted, it is as
-    long as the place where the span starts."""
-    prefixes, at = [], text.find(span) if span else -1
-    while at >= 0:
-        try:
-            for part in (text[:at], text[at + len(span) :]):
-                check_template("", part)
-            prefixes.append(text[:at])
-        except ConfigError:
-            pass  # the occurrence begins or ends inside a field's braces
-        at = text.find(span, at + len(span))
-    return prefixes
-
-
-def _open_path(path: Path, config: DataConfig) -> list[Sequence[Document]]:
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", ".txt") and p.is_file())
-        if not files:
-            raise ConfigError(f"data.sources: {path} is a directory without .jsonl or .txt files")
-        return [source for file in files for source in _open_path(file, config)]
-    if path.suffix not in (".jsonl", ".txt"):
-        kinds = f"a .jsonl or .txt file, a directory of them, or one of {', '.join(GENERATORS)}"
-        raise ConfigError(f"data.sources: {str(path)!r} is none of {kinds}")
-    if not path.is_file():
-        raise ConfigError(f"data.sources: no file {path}")
-    if path.suffix == ".txt":
-        return [TextSource(path)]
-    return [JsonlSource(path, config.text, config.span, config.answer)]
+                yield parse(decode(raw, str(path), line), f"{path}:{line}"), f"{path}:{line}"
 
 
 def _size(source: str, size: str) -> int:
@@ -233,26 +157,3 @@ def _size(source: str, size: str) -> int:
     if not (size.isascii() and size.isdigit()) or int(size) < 1:
         raise ConfigError(f"data.sources: {source!r}: the number of documents must be a whole number above 0")
     return int(size)
-
-
-def _decode(raw: bytes, path: Path, line: int) -> str:
-    """UTF-8 text without a byte order mark; `line` is the line that raw starts at."""
-    raw = raw.removeprefix(BYTE_ORDER_MARK)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        line += raw.count(b"\n", 0, error.start)
-        byte = raw[error.start]
-        raise ConfigError(f"{path}:{line}: byte 0x{byte:02x} is not UTF-8: convert the file to UTF-8") from None
-
-
-def _parse(text: str, place: str) -> dict:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place}: not JSON: {error.msg} at column {error.pos + 1}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place}: cannot read this JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise ConfigError(f"{place}: expected a JSON object, found {type(record).__name__}")
-    return record

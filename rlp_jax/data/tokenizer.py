@@ -4,6 +4,7 @@ Ids equal those of transformers' fast tokenizer with `add_special_tokens=False`.
 token ("<|im_end|>") inside a document becomes that token.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -79,6 +80,11 @@ class Tokenizer:
     def same_tokens(self, other: "Tokenizer") -> bool:
         """Whether both have the same tokens under the same ids."""
         return self._backend.get_vocab(True) == other._backend.get_vocab(True)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the tokens of a text."""
+        return hashlib.sha256(self._json.encode()).hexdigest()
 
     @property
     def named_bos_id(self) -> int | None:

@@ -14,7 +14,7 @@ from rlp_jax.checkpoint import load_run
 from rlp_jax.config import ConfigError, RLVRConfig, RPTConfig, Template
 from rlp_jax.train import train
 
-TIMINGS = ("seconds", "tokens_per_s", "goodput")
+TIMINGS = ("seconds", "per_s", "goodput")
 ANSWERS = dict(answer_after="", answer_open="", answer_close=">")
 
 

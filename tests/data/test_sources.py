@@ -171,13 +171,13 @@ def test_generators_go_by_name():
     ("source", "expected"),
     [
         ("gone.jsonl", "no file"),
-        ("gone", "none of a .jsonl or .txt file"),
-        ("some.csv", "none of a .jsonl or .txt file"),
+        ("gone", "none of a .jsonl, .txt, .parquet or .array_record file"),
+        ("some.csv", "none of a .jsonl, .txt, .parquet or .array_record file"),
         ("empty.jsonl", "holds no documents"),
         ("blank.jsonl", "holds no documents"),
         ("empty.txt", "is empty"),
         ("blank.txt", "is empty"),
-        ("folder", "without .jsonl or .txt files"),
+        ("folder", "a directory without a .jsonl, .txt, .parquet or .array_record file"),
     ],
 )
 def test_sources_that_cannot_be_opened(tmp_path, source, expected):
