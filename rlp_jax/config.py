@@ -38,12 +38,13 @@ class Template:
     Responses of "rpt" and "rlvr" hold thought and answer: they follow `open`, and end with `end` or at the cap.
     """
 
+    # Before the document's prefix. The paper asks for brief thoughts and the same style, and gives no exact wording.
     instruction: str = (
         "Think briefly between <think> and </think> about what comes next in the text, "
         "then continue the text in the same style.\n\n"
     )
-    open: str = "<think>"
-    close: str = "</think>"
+    open: str = "<think>"  # plain text, so that base models without special tokens can use it
+    close: str = "</think>"  # sampled, it ends the thought; appended for scoring where the cap cut the thought
     end: str = ""  # of a response; "": the tokenizer's end-of-text token
 
 
@@ -62,6 +63,8 @@ class RLPConfig:
     slots: int = 0  # thoughts of a document decoded at a time, the rest wait their turn; 0: all
     rollout_dtype: RolloutDtype | None = None  # of sampling; None: compute_dtype; int8: its weights alone
     importance_cap: float = 0.0  # truncates pi_trainer / pi_sampler, which then weighs a token's loss; 0: no weight
+    # Where thoughts stand: "uniform" over the document as in the paper, "span": within data.span, "entropy": more often
+    # where the plain prediction is unsure.
     position_mode: PositionMode = "uniform"
     # "likelihood" leaves out S_ema, which is the same for all thoughts of a position and so cancels in their advantage:
     # the update is the same, only the reported reward is another.
@@ -114,7 +117,7 @@ class GRPOConfig:
     length: LengthNormalisation = "response"
     answer_after: str = "</think>"  # answers stand after the first of these, without one there is none; "": anywhere
     answer_open: str = "\\boxed{"  # the last one opens the answer; "": all that follows answer_after, to answer_close
-    answer_close: str = "}"
+    answer_close: str = "}"  # ends the answer that answer_open began
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +142,13 @@ class RLVRConfig(GRPOConfig):
 class OptimizerConfig:
     """AdamW. The paper gives RLP's learning rate and schedule, and AdamW's settings for its CPT baseline only."""
 
-    learning_rate: float = 1e-6
+    learning_rate: float = 1e-6  # per optimizer step; the paper's for RLP
     final_learning_rate: float | None = None  # None: constant; else cosine from learning_rate to it over the run
-    warmup_steps: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    warmup_steps: int = 0  # of linear warm-up; 0: none, the paper's rate is constant
+    beta1: float = 0.9  # decay of the gradient's average; the paper's for CPT
+    beta2: float = 0.95  # decay of the squares' average; the paper's for CPT
+    weight_decay: float = 0.0  # decoupled; the paper's CPT has 0.1, for RLP it is not stated
+    clip_norm: float = 1.0  # largest norm of the whole gradient; not stated, a common value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +156,7 @@ class DataConfig:
     """Documents. `sources` are files (.jsonl, .txt, .parquet, .array_record; .gz and .zst), directories, patterns,
     URLs, datasets ("hf:NAME:CONFIG:SPLIT", "tfds:NAME:SPLIT") or built-in generators ("compose"); data/sources.py."""
 
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # at least one, read in this order
     weights: tuple[float, ...] = ()  # one a source, its share of every batch; (): every document once an epoch
     documents: int = 0  # read at most so many of each source, the first; 0: all
     text: str = "{text}"  # str.format over a jsonl record's fields
@@ -178,10 +181,10 @@ class EvalConfig:
     """Held-out evaluation, before, during (`every`) and after training."""
 
     every: int = 0  # steps; 0: before and after only
-    documents: int = 64
-    positions: int = 1
-    group_size: int = 4
-    batch_documents: int = 16
+    documents: int = 64  # held out, evaluated each time: more narrow the interval
+    positions: int = 1  # scored a document
+    group_size: int = 4  # thoughts a position, averaged; fewer than in training, for time
+    batch_documents: int = 16  # evaluated at a time: memory and speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,9 +201,9 @@ class MeshConfig:
     """Devices per mesh axis; -1 on one axis takes what is left."""
 
     slices: int = 1  # of a TPU pod with slower links between them: weights are replicated, documents split over them
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = -1  # devices; documents are split over them, weights replicated
+    fsdp: int = 1  # devices; documents and parameters are split over them
+    tensor: int = 1  # devices; heads, features and vocabulary are split over them
     rollout: RolloutLayout = "same"  # weights while sampling: "gathered" over fsdp once a batch, or as the learner's
     rollout_tensor: int = 0  # devices along tensor while sampling, the more taken from fsdp; 0: as in the learner
 
@@ -220,27 +223,27 @@ class Budget:
     thoughts have the mean length of `run`, else the cap.
     """
 
-    match: Match | None = None
-    run: str = ""
+    match: Match | None = None  # what is equal; None: nothing was matched
+    run: str = ""  # directory of the RLP run whose thoughts' length counts
     document_tokens: float = 0.0  # mean
     thought_tokens: float = 0.0  # mean of a thought
-    rlp_steps: int = 0
-    rlp_input_tokens: float = 0.0
-    rlp_thought_tokens: float = 0.0
-    rlp_flops: float = 0.0
-    input_tokens: float = 0.0
-    flops: float = 0.0
+    rlp_steps: int = 0  # steps of the RLP run that is matched
+    rlp_input_tokens: float = 0.0  # tokens of its documents
+    rlp_thought_tokens: float = 0.0  # tokens that it samples
+    rlp_flops: float = 0.0  # operations of its whole run
+    input_tokens: float = 0.0  # tokens of this run's documents
+    flops: float = 0.0  # operations of this whole run
     sampled_tokens: float = 0.0  # of a rival that samples, by what it sampled in rival_run
-    rival_run: str = ""
+    rival_run: str = ""  # directory of the run that tells how much a rival samples
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    name: str = "run"
+    name: str = "run"  # default directory: runs/NAME
     model: str = ""  # preset name, Hugging Face directory or GGUF file
-    steps: int = 100
+    steps: int = 100  # batches, each with `updates` optimizer steps; what an experiment is expected to set
     batch_documents: int = 512  # B
-    seed: int = 0
+    seed: int = 0  # of everything random: with the settings it decides the run
     algorithm: Algorithm = "rlp"  # algorithms.py; every one is evaluated alike
     compute_dtype: Dtype = "float32"  # masters are float32 always
     remat: Remat = "layer"  # what the backward pass computes again: nothing, all but products, or a whole layer
