@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Wheel and source distribution, built and used as a stranger would: each in an environment of its own that holds the
 declared dependencies and nothing else, outside the checkout.
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The licence in one line at the head of every Python file of ours: `# SPDX-License-Identifier: Apache-2.0`.
 
     python .ci/spdx.py            # add it where it is missing

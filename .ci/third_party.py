@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """THIRD_PARTY.md: whose work this one stands on, and under which terms, from what is installed and declared.
 
     python .ci/third_party.py            # write it again

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """A short core of the tests with the lowest and the newest dependencies, on every supported Python that is here.
 
     python .ci/versions.py                          # all of them, 3.11 to 3.13

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sphinx: `sphinx-build -W --keep-going docs docs/_build`. Neither building nor reading asks anything of a network."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How near every model family is to `transformers` (extra: parity): prints the README's table of relative errors.
 
     python experiments/parity.py [--real smollm2-135m-instruct,gemma3-270m] [--json]

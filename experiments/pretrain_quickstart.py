@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Regenerates the quickstart's base model: `python -m experiments.pretrain_quickstart` (a few minutes on 2 CPU cores).
 
 Half of what it reads are plain documents, half are documents with one thought before an answer, of mixed quality

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLP in minutes on two CPU cores, nothing downloaded: `rlp train quickstart`.
 
 The model is our own small decoder (`pretrain_quickstart.py`), the text lines of chained operations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quickstart's rival: continued pretraining on the same lines, `rlp train quickstart_cpt`.
 
 As many input tokens as the quickstart's RLP run; `rlp train quickstart --as cpt --match flops` gives it as much

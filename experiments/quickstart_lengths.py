@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a quickstart run learned, by length of chain: `python -m experiments.quickstart_lengths RUN_DIRECTORY`.
 
 RLP trained on chains of 3 to 5 operations. The base model has seen chains of 6 and 7 in its pretraining, where most

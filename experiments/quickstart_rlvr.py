@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GRPO with a verifier on the quickstart's problems: `rlp train quickstart_rlvr`.
 
 The question is a document's first line up to its "=", the answer is exact: what the response says between the closing

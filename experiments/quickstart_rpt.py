@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quickstart's rival: reinforcement pre-training on the same lines, `rlp train quickstart_rpt`.
 
 The model thinks, closes its thought and says the next token, which is right or wrong. It knows no \\boxed{}: the answer

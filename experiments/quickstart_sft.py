@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Supervised fine-tuning on the quickstart's lines, loss on their answers alone: `rlp train quickstart_sft`."""
 
 import dataclasses

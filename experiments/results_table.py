@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prints the held-out results of run directories as a Markdown table, from their summary.json.
 
 python -m experiments.results_table experiments/results/quickstart/seed*

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLP on a real model and real text: SmolLM2-135M-Instruct reads grade-school mathematics. `rlp train smollm2`.
 
 The text is not part of the project. By default it is looked for in `data/` of the working directory, or where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the makers of small base models share: a tokenizer of words, the first parameters, the loss and its update."""
 
 import pathlib

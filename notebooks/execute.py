@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the notebooks, each in a fresh kernel and an empty folder: `python notebooks/execute.py --quick`.
 
 A cell that fails ends it with that cell and its error, exit code 1. Needs `pip install -e '.[notebooks]'`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLP, reinforcement as a pretraining objective, in JAX.
 
     import rlp_jax as rlp

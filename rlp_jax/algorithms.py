@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which algorithm a run trains with: a name in its config, and a step of one signature.
 
 The loop of `train.py` knows the signature alone. RLP's rivals and the post-training stand in `baselines/`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public functions of `rlp_jax`: what the commands do, as calls. See the package's docstring for the list.
 
 Each imports what it needs when it is called. Bad input is a ValueError (`ConfigError` where it is a setting) of one

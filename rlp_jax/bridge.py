@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """flax.nnx on either side: a module of the user's as (params, function), and our model as a module.
 
 Everything here is functions of (params, ...), nnx keeps parameters inside modules. `functional` takes a module apart
@@ -40,7 +41,8 @@ def functional(module: nnx.Module, wrt: Any = nnx.Param) -> Functional:
     Raises:
       ValueError: nothing in the module is in `wrt`.
     """
-    graph, state, rest = nnx.split(module, wrt, ...)
+    graph, *states = nnx.split(module, wrt, ...)
+    state, rest = states
     variables = dict(nnx.to_flat_state(state))
     if not variables:
         raise ValueError(f"{type(module).__name__} has no variables of {wrt}: nothing to train")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: the train state and, beside it, everything else that a run needs to go on as if never stopped.
 
 Orbax writes in the background and renames a finished checkpoint into place, so a killed run leaves none half written.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: `rlp train | eval | sample | convert | report | data | compile`, a module of `commands/` each.
 
 Nothing of jax is imported before a command needs it, so `rlp --help` answers at once. Bad input is one line on

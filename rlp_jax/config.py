@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every setting of a run: frozen dataclasses, varied with `dataclasses.replace`.
 
 The defaults are the paper's (RLP, arXiv 2510.01265, section 4) where it states one. Where it does not, the comment

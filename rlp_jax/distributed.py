@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run in several processes (multi-controller JAX): how they find each other and the few things they agree on.
 
 All processes run the same program; each holds some of the devices and reads the documents of its own rows of a batch.

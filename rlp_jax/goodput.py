@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Goodput: the share of a run's time, since it was first started, that went into steps which still count.
 
 Everything else is lost: starting and loading, compiling, evaluating, saving, waiting to be started again, and steps

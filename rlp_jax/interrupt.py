@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGINT and SIGTERM: finish the step in progress, save, say so."""
 
 import contextlib

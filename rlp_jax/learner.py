@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradient of a batch of thoughts: equation (8) of arXiv 2510.01265, a part of the batch at a time.
 
 Parts bound memory and are summed, so they do not change the gradient. For models of attention alone they are bins, into

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The line at the bottom of a terminal while a run goes on: how far, how long still, how fast, how the gain moves.
 
 Away from a terminal nothing is drawn, and the same time left is put behind the rows of the table.

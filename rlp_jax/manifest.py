@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a checkpoint is what was written: a manifest inside it holds every file's size and SHA-256.
 
 Orbax writes a checkpoint into a temporary directory and renames it at the end. `SealedPath` writes the manifest just

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pure functions over a run's numbers: confidence intervals and the signs of a run that is losing its thoughts."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What somebody who misspelt a name may have meant."""
 
 import difflib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLP in one file: arrays in, arrays out.
 
 "RLP: Reinforcement as a Pretraining Objective", arXiv 2510.01265; equation numbers are the paper's. Every function is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optax chain (clip by global norm, AdamW, constant or cosine learning rate after a linear warm-up), and its steps.
 
 The paper states RLP's learning rate (1e-6, constant) and AdamW's settings for its continued-pretraining baseline; the

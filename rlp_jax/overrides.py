@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--set FIELD=VALUE`: a text becomes a setting of its field's type, or one line says what the field takes."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """XProf traces of a few steps, for TensorBoard's profile tab."""
 
 import contextlib

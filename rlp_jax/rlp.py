@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One RLP step: choose positions, sample thoughts, score them against the baseline, learn.
 
 Algorithm 1 of arXiv 2510.01265. Where it departs from the letter of the paper:

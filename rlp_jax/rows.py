@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the loop says of a step: its row of metrics, a few of its thoughts, the documents of one that was skipped."""
 
 import dataclasses

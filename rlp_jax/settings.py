@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the command line to a checked `Config`: experiment files and JSON, with overrides.py and validation.py.
 
 No jax here: a typing error is answered at once.

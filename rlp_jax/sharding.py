@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where every array lives: a short table maps parameter paths to a PartitionSpec over the mesh ('slice', 'data',
 'fsdp', 'tensor'), documents are split over the first three axes, and the compiler does the rest. What it would not find
 by itself the model says (`models/constraints.py`), without knowing the mesh: `over` puts it into JAX's context.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run carries from step to step, and where its random numbers come from.
 
 Policy and baseline are two trees of one stateless module: `params` and `ema_params`, float32 masters both. Every key

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Storage that fails: tried again for a while, then a stop that names the path and says what to do.
 
 A full disk is emptied, a network drive comes back: a run of days should outlive both. What does not come back ends

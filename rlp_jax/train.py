@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop around the step: data, sample, learn, log, evaluate, checkpoint.
 
 A run is a function of its config alone: every key comes from (seed, step, purpose), and a checkpoint holds the place

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings that cannot work, found before anything is loaded."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scalars to Weights & Biases (`--wandb PROJECT`), beside TensorBoard. The library is imported only where it is used.
 
 `WANDB_MODE=offline` keeps everything below the run directory; `wandb sync` sends it later. A run that is resumed goes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Notices that another process of a run is dead or hangs, and ends this one with its name.
 
 Every process reports to the key-value store of JAX's coordinator (which lives in process 0) that it is alive and how

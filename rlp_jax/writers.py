@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run writes as it goes: the console (with live.py), jsonl files, TensorBoard and perhaps W&B.
 
 The jsonl files are appended line by line and only ever hold whole lines of strict JSON (a value that is not finite is

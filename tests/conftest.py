@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests in any folder share; its place also lets them import `reference.py`."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same records in every format that a source may have."""
 
 import gzip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs on eight simulated devices, in a process of their own: jax fixes the number when it starts."""
 
 import os

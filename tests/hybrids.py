@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny Nemotron-H that tests share: a repeated unit with all three kinds of layers, and layers before and after."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step after a checkpoint on whatever devices there are, for tests that compare numbers of devices."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents and thoughts laid out one after another, and what their tokens see, as plain loops."""
 
 import numpy as np

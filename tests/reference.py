@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny models, and plain references that several tests compare with: whole sequences, no cache, no fork.
 
 A test that uses them says what the fast path must equal; padding on the right is proven harmless in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Next-token loss over meshes of eight simulated devices against one device; run by baselines/test_cpt.py.
 
 python sharded_next_token.py FAMILY

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every phase of a step on meshes of eight simulated devices against one device; run by test_sharded_phases.py.
 
     python sharded_phases.py FAMILY

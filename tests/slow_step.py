@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny step that tests share, and its slow reference: loops over documents, positions and thoughts, whole unshared
 sequences, equation by equation."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public API: everything it names is there, imported when it is used, and does what the commands do."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: a side that is lost on the way does not take the others' figures with it."""
 
 import importlib

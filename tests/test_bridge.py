@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modules of flax.nnx as functions and our model as a module: the same numbers on both sides, and the way back."""
 
 import chex

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orbax checkpoints: what goes in comes out, bit by bit; bad ones say so in a line."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: bad input is one line and exit code 2 and writes nothing; good input does what it says."""
 
 import shutil

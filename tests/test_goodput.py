@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Goodput's accounting, and the traces of `--profile`."""
 
 import jax

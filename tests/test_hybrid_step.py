@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole RLP step, evaluation and `rlp sample` on a tiny Nemotron-H, against whole sequences that share nothing."""
 
 import dataclasses

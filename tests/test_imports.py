@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imports go one way (ARCHITECTURE.md), read from the source with ast; and the checker catches wrong examples."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live line: time left from the clock, tokens a second from the row, a sparkline of the gain."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pure functions over a run's numbers."""
 
 import numpy as np

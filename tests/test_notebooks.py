@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the notebooks hold, without running them: `notebooks/execute.py` runs them, in .ci/run."""
 
 import importlib.util

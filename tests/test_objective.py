@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The algorithm by hand, against float64 numpy, under jit and vmap, and by its properties.
 
 Numbers are worked out in the comments. The references below are plain float64 numpy loops over the equations, written

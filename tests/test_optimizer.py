@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optax chain, against AdamW written out in numpy."""
 
 import jax.numpy as jnp

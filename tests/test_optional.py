@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optional packages are optional, and nothing heavy is imported before its use: in a process that has none of them."""
 
 import ast

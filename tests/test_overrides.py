@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--set`: every field's type is read, and what is wrong says what is right."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run in two real processes of four devices each: the numbers of one process with eight, a process that is killed,
 and going on with another number of processes."""
 

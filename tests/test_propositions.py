@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's three propositions, exactly, on a world small enough to enumerate.
 
 Three symbols; thoughts of one or two symbols that end by a stop symbol or at the cap; random tables for the truth

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README's code runs as it stands."""
 
 import re

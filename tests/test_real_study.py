@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study of real models: its commands are ones that `rlp` takes, what waits for what, and its table."""
 
 import pytest

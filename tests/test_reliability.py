@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The experiment that kills runs: what it would notice, and a few of its kills."""
 
 import collections

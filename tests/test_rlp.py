@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step against a slow reference: loops over documents, positions and thoughts, whole unshared sequences, equation
 by equation. And its properties: the first ratio, masks, microbatches, non-finite numbers, the moving average.
 """

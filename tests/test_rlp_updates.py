@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several updates on one batch of thoughts, and thoughts that another program than the trainer's forward sampled."""
 
 import dataclasses

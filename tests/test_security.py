@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SECURITY.md, read from the source with ast: nothing that can run what a file or a model says. Exceptions have a
 reason, and the search catches wrong examples."""
 

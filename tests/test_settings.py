@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checked configs; what the command line refuses is in test_cli.py."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling, rewards, learning and evaluation over meshes of eight devices give the numbers of one device."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules, meshes, and a sharded run of the real parameter tree on eight simulated devices."""
 
 import dataclasses

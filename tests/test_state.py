@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TrainState and keys."""
 
 import itertools

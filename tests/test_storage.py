@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Storage that fails for a while or for good: full disks, limits, directories that vanish or cannot be written to."""
 
 import contextlib

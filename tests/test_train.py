@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop: what a run writes, and that a run which was killed ends bit by bit like one that was not."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp train` takes a checkpoint of each kind of model by its path: steps, evaluation, export."""
 
 import dataclasses

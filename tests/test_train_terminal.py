@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp train` as somebody at a terminal sees it: a live line, Ctrl-C that saves, the command that resumes, a trace."""
 
 import fcntl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package says that it is typed (py.typed). A program of a user is checked: right passes, wrong fails."""
 
 import subprocess

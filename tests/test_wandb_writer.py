@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights & Biases: offline with the real library; its absence or failure is a line."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is to blame when a run in several processes stands still: reports with times of our own making."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run writes: strict JSON lines, TensorBoard events, lines on the console."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny random models of every dense family, the same here and in transformers: for live parity and for goldens."""
 
 import zlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole run in seconds: a model of 30,000 random parameters on disk, a few documents, and their config."""
 
 import contextlib

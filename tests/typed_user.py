@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small typed program of a user of the package. test_typing.py has the type checker read it, nobody runs it."""
 
 from typing import Any

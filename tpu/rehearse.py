@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pod run on this machine, before one is paid for: processes on CPU, each by worker.sh, one of them killed.
 
     python tpu/rehearse.py --processes 2

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The least time of an RLP step on paper: sampling against learning against communication, from 8 to 8,192 chips.
 
     python tpu/scale.py [--write]

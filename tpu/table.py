@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's runs compiled for TPU pods: one JSON file an entry below results/, and a table of them all.
 
 `python tpu/table.py` compiles what has no file yet, one entry at a time (minutes each), and prints the table.

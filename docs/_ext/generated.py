@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference pages made from the code before Sphinx reads them: settings from config.py, commands from the parser.
 
 python docs/_ext/generated.py        # only checks: exit code 1 and a line for each setting without a comment

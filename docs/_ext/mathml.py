@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Formulae as MathML, which browsers draw themselves: no script, no font and no request."""
 
 from docutils import nodes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this machine allows, and how near prefill, decoding and the learner's gradient come to it.
 
     python experiments/benchmarks/ceiling.py [--quick] [--json]

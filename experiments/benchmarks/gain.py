@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time to the same held-out information gain: our training against general GRPO trainers, same model, documents,
 positions and evaluation.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seconds that `import rlp_jax`, `rlp --help` and the parts behind them take in a fresh process.
 
     python experiments/benchmarks/import_time.py --repeats 5 --json

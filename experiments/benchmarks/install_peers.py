@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Installs the peers that the benchmarks compare against, each into a virtual environment of its own.
 
     python experiments/benchmarks/install_peers.py [--directory DIR] [--peers torch,llama_cpp,tunix]

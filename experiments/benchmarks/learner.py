@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learner speed: the gradient of the thoughts' log-probabilities, the prefix shared by its G thoughts, and repeated.
 
     python experiments/benchmarks/learner.py [--quick] [--json] [--peers repeated] [--workload short]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory that loading takes: a process's peak over what it held before, against its largest tensor plus its shards.
 
     python experiments/benchmarks/loading.py [--quick] [--json]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model speed: forward and backward against `transformers` on torch, same weights, same shapes, in turns.
 
     python experiments/benchmarks/models.py [--quick] [--json] [--peers transformers] [--models smollm2] [--rounds 1]

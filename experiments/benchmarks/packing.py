@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What packing saves the learner: padding and seconds of a gradient, packed into bins against padded rows.
 
     python experiments/benchmarks/packing.py [--quick] [--json]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the report's viewer does with many documents, in headless Chromium: size of the page, time until it is there,
 nodes in it, and how long a click, a search and a scroll hold it up.
 

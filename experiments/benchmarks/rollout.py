@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling speed: our rollout against what else samples G thoughts a document, same weights, same machine, in turns.
 
     python experiments/benchmarks/rollout.py [--quick] [--json] [--peers transformers,llama_cpp,llama_cpp_f32,tunix]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the time of our RLP step grows with thoughts a document, tokens a thought and documents a batch.
 
     python experiments/benchmarks/scaling.py [--quick] [--json] [--axes group,tokens,documents]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speed and memory of a whole RLP step (sampling, information gain, update) against general GRPO trainers.
 
     python experiments/benchmarks/step.py [--quick] [--json] [--peers trl,tunix] [--documents 4] [--group 4]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paired timing: the candidates take turns in one process, so that a ratio holds when the machine's speed drifts."""
 
 import json

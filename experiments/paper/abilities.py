@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a base can do, corpus by corpus: steps of a thought, answers with and without one, the thoughts it samples."""
 
 import jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chains of arithmetic modulo 10, worked from left to right: as lines with "=", and in a textbook's prose.
 
     3 + 4 * 7 - 5 = 4 .

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables 1 and 2: what each arm is worth, by itself and after the same post-training, benchmark by benchmark."""
 
 from experiments.paper import reported

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ablations around RLP, one axis a table: Figure 2's three, the average's tau, the horizon, positions a document."""
 
 from typing import Any

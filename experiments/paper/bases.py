@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLP from an earlier and a later checkpoint of the same pretraining, and from the hybrid."""
 
 from experiments.paper.cells import Section, bounds, by_seed, evaluated, interval, mean_of, seeds, table

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the study's bases are pretrained on: plain documents, and thinking documents as branches of them.
 
 A batch has K places a document where thoughts follow, and N thoughts at each, weighted by their shares of the mix. All

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the bases can do before any run: one step of a thought, answers with and without one, thoughts of their own.
 
 From bases/abilities.json, which `python -m experiments.paper.pretrain NAMES --check --out experiments/paper/bases

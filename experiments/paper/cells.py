@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tables share: Markdown, figures as text, and a run's figures by seed."""
 
 from collections.abc import Callable, Iterable, Sequence

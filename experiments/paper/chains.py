@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all domains of the study share: a problem and the chains of steps that work it out, rightly or wrongly."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each arm cost: tokens read and sampled, operations counted from the programs, seconds of one core."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study's settings, one function an algorithm; what runs vary, `study.py` replaces.
 
 Paths are relative to the driver's work directory, where all runs are started: the settings are the same on every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Noise: sentences of a simple grammar, with what has strayed in from the textbook and the stories between them.
 
     the red fox sees a boat . Ann goes to hall . a king likes the old lamp . x is 3 . add 4 . the cat hides . ...

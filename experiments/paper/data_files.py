@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study's files: `python -m experiments.paper.data_files FOLDER`.
 
     corpora/NAME.jsonl                documents of 24 to 40 tokens: {"text"}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study's six corpora: plain documents, problems, thoughts of mixed quality, and the tokenizer of them all.
 
 Question-and-answer corpora (`arithmetic`, `compose`, `pointers`) are lines with exactly one "=" each, before a one-word

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures as SVG that any machine can check: each ends with a stamp of its values and of its own text.
 
 The same values and the same matplotlib give the same bytes. With another matplotlib the stamp alone tells whether a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes the study: `python -m experiments.paper.drive [--only PATTERN] [--workers 2] [--minutes M] [--list]`.
 
 Data and bases are made where they are missing (a base that is kept in bases/ beside this file is copied), then every

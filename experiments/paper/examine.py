@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model sits the study's five benchmarks: `python -m experiments.paper.examine MODEL --data FOLDER`.
 
 A response to a problem is a thought and an answer, asked for as in training: the instruction, the question up to its

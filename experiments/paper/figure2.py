@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figure 2 in the paper's form, its three panels above ours; and the other ablations the same way."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Means over seeds with 95% intervals, and differences paired by seed. Student's t: the seeds are few."""
 
 import math

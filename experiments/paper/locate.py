@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where in text a model's thoughts pay: `python -m experiments.paper.locate MODEL --out FILE`.
 
 `rlp eval --tasks gain`, the same for every run: held-out documents of all six corpora, positions drawn from all tokens

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where our ordering differs from the paper's: every comparison the paper makes, its sign and ours, paired by seed.
 
 A verdict is computed, never written: "agrees" where the whole 95% interval of our differences lies on the paper's side

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run's result file: one small JSON object, what its settings must be, and which run of a sweep is the best.
 
 name, arm, base, stage, seed, axis, value   its place in the study (`study.Run`)

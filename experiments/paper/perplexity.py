@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Table S.8: perplexity of held-out documents with and without thoughts, and with the two controls in their place.
 
 Over scored tokens of the study's mix alone: those of a document at which the evaluation thinks.

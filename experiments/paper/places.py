@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where in text thoughts pay, what they quote, and when they collapsed: `rlp eval --tasks gain` of bases and arms.
 
 All are asked at positions drawn from every token of the same held-out documents, so that most are none that RLP and RPT

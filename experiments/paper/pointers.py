@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of links in the line, a start and a number of hops: where does the walk end?
 
     q>t u>p v>s t>r p>q s>u r>v from p 3 = r .

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a work directory holds before any run: the study's data, and the bases that are kept."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes the study's bases: `python -m experiments.paper.pretrain decoder decoder_early decoder_late --out DIR`.
 
 `decoder` is the quickstart's decoder on the study's vocabulary, `hybrid` a Nemotron-H of about its size. All decoders

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs on a few cores: each a sequence of Python processes, one at a time, pinned to a core where that can be done."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `rlp train` takes for a run of the study: `rlp train experiments/paper/recorded.py --with settings=FILE`, a file
 that `config.to_json` wrote."""
 

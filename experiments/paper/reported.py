@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's own numbers (arXiv 2510.01265), as far as this repository quotes them, by table or figure. In percent."""
 
 # Table 1, Qwen3-1.7B-Base, Overall: (after the arm, after SFT and RLVR).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the study's runs left behind: one small JSON file a run, read into records that every table is made of.
 
 This is the one file that knows how the JSON is laid out; the tables see records alone.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a run's gain comes from: format, generic and content, which add up to the gain.
 
 - format: what an empty thought gains.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """People go to rooms and follow each other; in the end the text says where one of them is.
 
     Ann goes to hall . Bob goes to attic . Cid goes to den . Dan follows Bob . Eve follows Dan . Fay follows Ann .

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every run of the study as data: what it starts from, with which settings, and what decides its learning rate.
 
 A run's name says its table, arm and seed: main--rlp--seed1, post_sft--rlp--seed1, rollouts--4--seed1,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every learning rate that was tried, on validation problems; the chosen one in bold."""
 
 from experiments.paper.cells import AFTER, MISSING, NAMES, Section, figure, table

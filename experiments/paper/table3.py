@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Table 3: RPT against RLP, once as many input tokens and once as many operations."""
 
 from experiments.paper import reported

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Table 4: RLP on each corpus alone and on mixes, beside continued pretraining."""
 
 from experiments.paper import reported

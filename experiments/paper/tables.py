@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes the study's report, experiments/paper/RESULTS.md and its figures, from the committed results alone.
 
     python -m experiments.paper.tables            # write them

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's run of Nemotron-Nano-12B-v2 (RLP, arXiv 2510.01265, section 4), for TPU v5p or v6e.
 
 `rlp compile pod/nemotron_nano_12b_v2 --topology v5p:4x8x8` says what it needs. To train, name the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's run of Qwen3-14B-Base (RLP, arXiv 2510.01265, section 4), for TPU v5p or v6e.
 
 `rlp compile pod/qwen3_14b --topology v5p:4x8x8` says what it needs. To train, name the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's run of Qwen3-1.7B-Base (RLP, arXiv 2510.01265, section 4), for one TPU v5e pod of 256 chips.
 
 `rlp compile pod/qwen3_1_7b --topology v5e:16x16` says what it needs. To train, name the

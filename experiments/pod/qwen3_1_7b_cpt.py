@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's rival of Qwen3-1.7B-Base (RLP, arXiv 2510.01265, section 4), continued pretraining, for the same TPU pod.
 
 AdamW with betas 0.9 and 0.95, weight decay 0.1, a cosine from 1e-6 to 1e-7; batches of 6M tokens; sequences of 8,192.

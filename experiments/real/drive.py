@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes the runs of `study.py`: `RLP_DATA=folder python -m experiments.real.drive [--only PATTERN] [--minutes M]`.
 
 Each is one `rlp train`, then one `rlp eval` of GSM8K and of perplexity, and a result in RESULTS/NAME.json. The same

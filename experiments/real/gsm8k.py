@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a base is asked with on grade-school mathematics: the settings of its RLP run."""
 
 from experiments.real import study

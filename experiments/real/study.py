@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLP against continued pretraining on real models and real text: every run as data, and the settings they share.
 
 `rlp train experiments/real/study.py --with model=gemma3 --with corpus=encyclopedia` is one of them; `drive.py` makes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prints the results of real models as Markdown: `python -m experiments.real.table [FOLDER]`."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs killed at random moments and started again until they end, against one that was never killed.
 
     python experiments/reliability/kill.py --kills 30 --seed 0 --json

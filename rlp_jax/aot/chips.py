@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TPU generations, what their makers publish of them, and the devices of a pod that is not there."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp compile`: does a run fit on a pod, what does it move, and what is the least time of a step; without a TPU."""
 
 import dataclasses

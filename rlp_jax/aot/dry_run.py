@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp train --dry-run`: what a run would compute, with which memory and over how many tokens, from shapes alone.
 
 Nothing is compiled, and no weight is read or made: a pod's run is described on a laptop. What one chip of a pod

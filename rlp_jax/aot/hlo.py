@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled program as text (HLO), read into instructions: as far as counting its traffic needs it.
 
 The text is the optimised and scheduled program of one chip. Layouts tell where an array lies: those without a memory

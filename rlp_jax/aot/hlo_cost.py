@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a compiled program moves on one chip: bytes in HBM, and bytes over the interconnect by kind of collective.
 
 Everything is counted from the program's text. An instruction reads its operands and writes its result, a fusion as

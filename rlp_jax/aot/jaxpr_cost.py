@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Floating-point operations of a program before it is compiled, from its jaxpr, loops counted by their turns.
 
 The compiler's own count takes a loop's body once and a Pallas kernel for nothing. Here products and convolutions are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of a rival's training an RLP run is worth: the steps that make them equal, computed, not chosen.
 
 - "tokens": the same input tokens, which on the same documents is the same number of steps.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two programs of an RLP step, compiled for a pod from shapes alone: the same that `rlp train` would run there."""
 
 import contextlib

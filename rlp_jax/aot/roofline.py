@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What compiled programs say of a run on a pod: memory a chip, traffic, and the least time that each phase can take.
 
 The bound of a phase is the longest of four times, each at the chip's published peak: its products, its traffic in HBM,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much an RLP step computes, from its settings alone: turns of its loops, and the operations that it needs.
 
 Everything is for documents of full length with positions at their ends, and thoughts of one length.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a response's answer is: between tags, after its thought, brackets matched and spaces kept."""
 
 import bisect

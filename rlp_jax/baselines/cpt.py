@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Continued pretraining, RLP's rival: next-token loss on every token of the same documents.
 
 Appendix of arXiv 2510.01265; how much of it RLP is compared with, `aot/matching.py` computes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What RPT and RLVR share: responses that are judged on the host, and the group-relative update from their rewards.
 
 GRPO (DeepSeekMath, arXiv 2402.03300) on RLP's own sampler and learner. A response is what RLP calls a thought: it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Next-token loss over a batch of plain documents, and the step of the algorithms that need nothing else.
 
 Documents are packed whole into sequences without seeing each other, positions starting again with each; a loop computes

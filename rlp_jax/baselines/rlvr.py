@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reinforcement learning with verifiable rewards: GRPO on questions whose answers a program can check.
 
 The post-training of the paper (RLP, arXiv 2510.01265, section 4) follows SFT with it on MATH. A document is a question

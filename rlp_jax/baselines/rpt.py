@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reinforcement pre-training, RLP's rival: think, predict the next token in a box, and be right or wrong.
 
 "Reinforcement Pre-Training", arXiv 2506.08007. The reward is 1 if the predicted bytes are an exact prefix of the true

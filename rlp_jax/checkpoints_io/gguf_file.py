@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GGUF files, in: metadata to `ModelConfig`, quantised tensors to float32, tokenizer metadata to `Tokenizer`.
 
 The `gguf` package parses the container and dequantises. What is ours is the meaning of the fields, and undoing what

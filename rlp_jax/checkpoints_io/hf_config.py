@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """config.json of Hugging Face model directories to `ModelConfig`, and back."""
 
 from typing import Any

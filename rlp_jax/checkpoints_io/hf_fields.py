@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of config.json's fields, checked before any is used: the file may say anything.
 
 Only fields that `hf_config` reads are listed; a null counts as absent, and what else a config.json holds is ignored.

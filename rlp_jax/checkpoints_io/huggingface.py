@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face model directories, in and out: config.json, safetensors (one file or shards), generation_config.json.
 
 Only safetensors is read: a pickled file (pytorch_model.bin) runs code when opened. A directory is somebody else's: its

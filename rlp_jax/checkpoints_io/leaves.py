@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaves of a parameter tree under construction: host buffers of just the pieces this process's devices will hold.
 
 A stacked, sharded leaf is filled layer by layer, then becomes a `jax.Array` without a copy of it as a whole anywhere.

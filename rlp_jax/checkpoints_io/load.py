@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The way in and out: a preset name or a path becomes (model, params, tokenizer), and these become a directory."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint to parameter tree, and back, through the tables of names."""
 
 from collections.abc import Callable, Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """config.json of Nemotron-H, and the two styles of its checkpoints.
 
 Published checkpoints say hybrid_override_pattern and backbone.*; transformers 5 may say layers_block_type and model.*.

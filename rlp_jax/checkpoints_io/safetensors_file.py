@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """safetensors files, in and out, trusting nothing: headers are checked in full before a byte of data is read.
 
 The `safetensors` package maps a file into memory whole and writes one from a dict of all its arrays. Here a tensor is

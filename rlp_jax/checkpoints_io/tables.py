@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tensors each family has: one table of names per family, with shapes here and in checkpoints.
 
 Checkpoints store a linear layer as [out, in] with heads flattened; the tree of ARCHITECTURE.md stores [in, out] with

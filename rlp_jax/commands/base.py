@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the commands share: a parser whose errors are one line with the nearest names, and common options."""
 
 import argparse

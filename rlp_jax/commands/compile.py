@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp compile`: a step compiled for a TPU pod, on a machine without one."""
 
 import argparse

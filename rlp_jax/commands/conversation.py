@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp sample --interactive`: texts in, thoughts and their gains out, with one loaded model and its programs kept."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp convert`: a model becomes a Hugging Face directory."""
 
 import argparse

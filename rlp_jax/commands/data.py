@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp data`: what documents hold, how fast they are read, and documents as a TFDS dataset."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp eval`: benchmarks, perplexity, and where in text thoughts gain."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp report`: figures and page of a run, or several runs side by side."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp sample`: thoughts over one text and what each is worth, once or in a conversation."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp train`: a run, from its experiment and settings to its report."""
 
 import argparse

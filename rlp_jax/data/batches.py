@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches of documents, by random access through Grain: shuffled, repeated, mixed. An iterator's state is a number, so
 that a resumed run reads on where it stopped.
 

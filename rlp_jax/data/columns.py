@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables (parquet) and ArrayRecord files as sources of documents."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp data`: looks through documents, measures how fast they come, and writes them as a dataset."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quickstart's documents: chains of known functions, where the answer needs several dependent steps.
 
 There are eight states, a to h, and ten operations, each a fixed permutation of the states. A line names a start, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A document, its tokens, and the hash that decides what depends on a document's text."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of text and JSON lines: here or behind a URL, plain or compressed.
 
 A path is a string: a local one, or a URL that fsspec knows ("gs://bucket/a.jsonl"). A source is a sequence of

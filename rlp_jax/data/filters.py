@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of the documents was left out, and what was kept but is worth knowing: counted, and listed one by one.
 
 `filtered.jsonl` holds one object a line: place ("file:line"), reason (`REASONS`), detail, and text, its first

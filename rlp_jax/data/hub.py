@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face datasets (extra: hf) and datasets of tensorflow-datasets as sources of documents.
 
     hf:NAME:CONFIG:SPLIT             a dataset of the hub or a local directory of parquet or json files; CONFIG may be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From sources to pieces of documents: read, tokenise, filter, cut, split. Everything follows from the files, the
 config and the seed.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which positions of a document get a thought: the paper draws one uniformly; we offer more, and other ways to choose.
 
 Position t means that the thought is asked for x_t: it follows the prefix x_<t, and x_t .. x_{t+H-1} are scored. Pure

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sources read and tokenised in order, in this process or, through Grain, in several.
 
 What comes out does not depend on how many there are: work is dealt in chunks of consecutive records, and chunks come

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions of reasoning-gym (extra: reasoning_gym): about a hundred generators, each with a scorer of its own.
 
 A question's answer here is where it comes from (dataset, seed, size, index): whoever scores a response generates the

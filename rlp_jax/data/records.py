@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a record, a mapping of fields, to a document: format strings over its fields.
 
 A record is a line of JSON, a row of a table, an example of a dataset. Whatever is wrong with one is a `Malformed` that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp_documents`, a dataset builder of tensorflow-datasets: any of our sources as ArrayRecord files with spans,
 answers and places, in the order of the sources. Reads and writes without TensorFlow.
 

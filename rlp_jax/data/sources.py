@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where documents come from: `data.sources`, one string a source.
 
     documents.jsonl  notes.txt  data/*.jsonl.gz  corpus/  shards/*.parquet  x.array_record

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens on disk (`data.cache`): read once, then mapped into memory, so that a run holds no more than it uses and
 starts again at once.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The template's tokens, and whether everything fits into the model's context."""
 
 from typing import NamedTuple

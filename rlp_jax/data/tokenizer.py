@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text to token ids and back: the `tokenizers` library, read from tokenizer.json or built from GGUF metadata.
 
 Ids equal those of transformers' fast tokenizer with `add_special_tokens=False`. Like there, the text of a special

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Alarms: thoughts that die out over a run, and thoughts that are none. Few and clear-cut; the rest is for a reader."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of the records of `where.py`: plain functions of them.
 
 Gains are nats a scored token. The split is that of `likelihood.summarise`: means over documents of each one's mean,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `rlp eval` does: a model, tasks, data, and a result that goes out as lines or as JSON."""
 
 import dataclasses

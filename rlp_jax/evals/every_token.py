@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What thinking gains at every token of a few held-out documents, with the thoughts: what the report's viewer shows.
 
 `likelihood.py` measures at drawn positions; here each token of a document in turn is one. A row a document goes to

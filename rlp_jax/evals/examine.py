@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model sits a benchmark: every problem asked, every response judged and recorded.
 
 A model may think first (`think`): the thought's instruction stands before the prompt, its opening tag after it, and the

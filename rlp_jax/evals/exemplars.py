@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Worked examples that stand before a question: our own, in the manner of the published few-shot prompts.
 
 WORD_PROBLEMS as in chain-of-thought prompting (Wei et al., arXiv 2201.11903), MATHEMATICS as in Minerva's (Lewkowycz et

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Responses to prompts, through the rollout engine: a prompt is a document, and its response a thought at its end.
 
 A response stops at the model's end-of-text tokens and where a stop string begins. The engine is told both as one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does thinking pay on held-out text? The information gain of sampled thoughts beside its two controls.
 
 - empty: opening and closing tag with nothing between. What it gains is format.

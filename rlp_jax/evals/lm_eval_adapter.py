@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our models as models of lm-eval (EleutherAI's harness, extra: eval): any of its tasks, scored by our forward.
 
     import lm_eval

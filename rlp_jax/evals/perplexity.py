@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexity of documents with and without thoughts, and with both controls: `likelihood.py` over a file, a batch of
 documents a record."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a thought give the answer away? What it quotes of the text around its position, and the thought without that.
 
 A correct piece of reasoning ends with the answer too, so none of this says that a thought cheats. Each rate stands

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where problems come from: a .jsonl file, a directory of them, or a Hugging Face dataset (package `datasets`)."""
 
 from collections.abc import Iterable, Iterator

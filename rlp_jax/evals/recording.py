@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """documents.jsonl of a run that has ended, or has not recorded as much: `every_token.py` on its start and its latest
 checkpoint."""
 

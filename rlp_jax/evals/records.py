@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of an evaluation, one JSON object a line, so that a killed one goes on where it stopped.
 
 The first line holds the settings that decide the others: a file is gone on with under the same ones only.

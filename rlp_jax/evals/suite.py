@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A benchmark's score: means over problems, and the averages of the paper (arXiv 2510.01265, section 4).
 
 For every problem there is one greedy response and, where asked for, k sampled ones. "greedy" and "pass@1" are means

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks: where a problem's parts stand in a record, and the prompt that asks it.
 
 With worked examples before the question (`shots`), prompts have the forms that lm-eval and the papers use for base

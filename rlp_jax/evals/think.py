@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Think over one text at one place, and say what each thought is worth there: `rlp sample` and `rlp_jax.sample`.
 
 Programs are compiled for padded lengths and kept, so that another text, place, cap or temperature of about the same

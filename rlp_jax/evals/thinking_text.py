@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thoughts for a reader at a console: plain lines, and tokens tinted by what they gain.
 
 Thoughts are what a model wrote: control characters in them are shown, not sent to the terminal.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kind of text a token is, by its characters alone, so that it means the same under every tokenizer.
 
 A token's surface is what it adds to the text before it: decoding is the only thing asked of a tokenizer. The built-in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judging a response: what its answer is, and whether that answer is right.
 
 Mathematics is judged by math-verify (extra: eval), which parses both answers with sympy. What it reads wrongly is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where in a text thinking pays, and what thoughts quote: `likelihood.py` position by position, with every number kept.
 
 A record a scored position goes to disk, a batch at a time; `breakdown.py` makes tables of the records. What the first

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The result of `rlp eval --tasks gain` in lines for a reader."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention of branch queries over what they may see: their document's prefix, their own past, their new tokens.
 
 One softmax runs over all three without joining the keys in memory, so a document's keys are read by all its branches

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which machine a program is made for: the one it runs on, or, while it is compiled ahead of time, another.
 
 Some implementations are chosen by platform. Whatever chooses asks here, so that a program compiled for a pod on a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Self-attention a block of queries and keys at a time (FlashAttention, arXiv 2205.14135) in plain XLA loops.
 
 Blocks of keys that no query of a block sees are never visited: which those are is found from the ranges while the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What decoders and hybrids are built of: their configuration, attention and what it may see, embedding and head."""
 
 import dataclasses

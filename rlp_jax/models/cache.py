@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cache: a document's keys and values, and the branches forked from it.
 
 `prefill → fork → continue` is the whole interface. A fork copies no key: R branches read the one prefix, each up to

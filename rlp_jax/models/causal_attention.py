@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Causal self-attention a block of queries at a time, for CPU: the keys of a block are a slice known beforehand.
 
 Half of the pairs are never computed, a document's scores stay in the cache, and nothing of size [queries, keys] is kept

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where arrays inside a model live when its program runs over a mesh: documents over some axes, heads over another.
 
 The model knows no mesh. It says what an axis of an array holds, and this module asks JAX for the mesh in context, which

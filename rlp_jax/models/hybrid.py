@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nemotron-H (arXiv 2504.03624): layers x + mixer(norm(x)) with one mixer each, in the order of a pattern string.
 
 "M" is Mamba-2, "*" attention without positions, "-" a squared-ReLU MLP. Groups of layers that repeat are scanned: the

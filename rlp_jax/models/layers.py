@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small layers shared by every family: RMS norm, rotary embedding, gated MLP. Master parameters are float32."""
 
 import dataclasses

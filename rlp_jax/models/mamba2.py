@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Mamba-2 mixer: a linear recurrence over a state, run as matrix products over chunks of tokens.
 
 State space duality (Dao and Gu, arXiv 2405.21060, section 6): inside a chunk every token reads those before it through

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Self-attention as a TPU kernel (FlashAttention, arXiv 2205.14135), written in Pallas.
 
 A kernel works through a list of steps, each one block of queries against one block of keys. Only the pairs of blocks

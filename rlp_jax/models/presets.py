@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named decoder shapes, and the names of weights that can be had without a model hub.
 
 Shapes are those of the published checkpoints' config.json; a test checks each against its published parameter count.

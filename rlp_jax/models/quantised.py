@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights in int8 for sampling, through qwix (the optional extra `int8`).
 
 A kernel becomes a `qwix.QArray`: int8 values, and a float32 scale for each output channel of each layer. It takes the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention of whole sequences over themselves, behind one function with three implementations of the same numbers.
 
 What a token sees is two ranges of places in its sequence: a stretch of a prefix, and its own stretch up to itself.

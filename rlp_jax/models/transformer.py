@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dense decoder (Llama, SmolLM2, Qwen2, Qwen3, Gemma 3): one Linen module scanned over layers, an explicit cache.
 
 Everything outside `models/` sees `LanguageModel` only: pure functions of (params, tokens, cache).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log-probabilities of tokens from hidden states, without the logits of all tokens at once.
 
 Logits are by far the largest array of a language model: 8 x 512 tokens over Qwen's 151,936 are 2.5 GB, and their

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which curves a run has: the same for the pictures (figures.py) and for the page, which draws them itself.
 
 Colours are Okabe and Ito's, told apart by every common colour vision; line styles tell the curves apart without any.

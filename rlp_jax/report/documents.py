@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the viewer shows: held-out documents with the gain at every token, from the documents.jsonl of one or more runs.
 
 A recording is one run at one step. The same text in several recordings is one document, so that they can stand side by

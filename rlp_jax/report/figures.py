@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The curves of a run as pictures, figures/*.png: for documents and slides. The page draws the same ones itself."""
 
 import math

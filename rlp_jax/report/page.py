@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """report.html: one offline page that says what a run showed, or how several compare, from their directories alone.
 
 Thought text is whatever a model sampled, so it is not trusted. The template escapes what it is given; what the page's

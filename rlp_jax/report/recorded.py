@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a row of documents.jsonl has to hold for the page to show it: the file may be damaged, or another program's."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run directory as plain data: what is there is read, what is missing is empty.
 
 A run may be young, killed or resumed: files may be absent, the last line may be torn, and a step may stand twice

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of held-out figures: before and after one run, or several runs side by side."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Untrusted text on a page. A model writes what it likes: markup, control characters, halves of characters.
 
 Escaping is the template's and JSON's business. Here is what escaping does not do: characters that a reader could not

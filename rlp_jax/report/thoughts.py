@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thoughts of a run as the page's template wants them: the best and the worst, and some early and late ones."""
 
 import math

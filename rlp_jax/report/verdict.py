@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the held-out figures of a run say, in a sentence or two."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rollout engine: one jitted program that samples all thoughts of a batch of documents.
 
 A document is read once (the caller's prefill) and the opening tag once a position; every thought continues from both.

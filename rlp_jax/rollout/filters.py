@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens may be drawn: top-k, top-p and min-p, the same in the sampler and in the trainer's log-probabilities.
 
 A threshold on the logits decides. It is found by bisection over the float32 numbers, 32 passes over the vocabulary

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents and their thoughts packed into sequences without padding, for the learner.
 
 A bin is one sequence: a document's tokens up to its last position, all its thoughts, then the next document. What a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drawing tokens: what a thought is, its key, and a categorical sample from one uniform number."""
 
 from typing import NamedTuple

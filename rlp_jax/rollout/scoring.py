@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the trainer's own forward says of thoughts, and what the baseline says without them.
 
 A branch is: opening tag, sampled thought, closing tag (appended where the thought hit the cap), then the true next

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does this backend compute shared prefixes right? A comparison at the start of a run, on the run's own weights.
 
 All of training rests on branches of a fork having the numbers of separate sequences. Tests prove it on CPU; a new

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp compile`: tiny runs compiled by the real TPU compiler, what does not fit, and what cannot be."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dry runs: counts against the arrays themselves, memory against a compiled program, and nothing written."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traffic read from compiled programs: hand-written text, and a really compiled sharded program counted by hand."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations counted from a jaxpr, against programs counted by hand."""
 
 import functools

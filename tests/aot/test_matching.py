@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an RLP run is worth in a rival's steps: formulas by hand, counts against what the sizes say."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bounds by hand, advice, and the meshes that a search tries."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a step needs, against its own programs counted from their jaxprs, as a TPU would run them."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers in text: brackets, spaces, thoughts that are not over, and where a response may be cut."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Next-token loss on packed documents: the numbers of unpacked ones, no token lost, whatever is computed together."""
 
 import dataclasses

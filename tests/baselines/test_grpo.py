@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Advantages, weights and the update from outside rewards: by hand, and against float64 loops over whole sequences."""
 
 import functools

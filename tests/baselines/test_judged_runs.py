@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole runs of RPT and RLVR through the loop: what they log, and that a run which was stopped goes on as if it had not
 been."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLVR: what is asked, what is checked, what travels with a batch, and that right answers become likelier."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RPT: the reward on bytes, the entropy that chooses positions, rounds of sampling, and that it is a pure function."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Supervised fine-tuning: loss on responses alone, and which examples are left out."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny model of each family with random weights, and a tiny tokenizer."""
 
 import jax

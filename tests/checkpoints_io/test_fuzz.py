@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged and hostile model directories: whatever the bytes, either the same numbers or one error of ours in one line.
 
 Each example changes a few bytes, or a value in the JSON, of one file of a valid small checkpoint.

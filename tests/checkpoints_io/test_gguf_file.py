@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GGUF files written here with the `gguf` package: what is read equals what went in."""
 
 import dataclasses

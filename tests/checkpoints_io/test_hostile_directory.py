@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories that lie: links, indexes, tensors in two places. One line each, before any weight is read."""
 
 import json

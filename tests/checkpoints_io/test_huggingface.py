@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face directories: a round trip is exact, and every kind of damage is one clear line."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every piece of every leaf, filled from the checkpoint's rows that it needs, equals the slice it stands for."""
 
 import dataclasses

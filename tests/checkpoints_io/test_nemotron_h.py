@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nemotron-H directories: a round trip without torch, and what config.json and tensors are refused for."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The header check refuses every lie with one line; what is written equals the safetensors package byte by byte."""
 
 import json

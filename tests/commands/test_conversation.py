@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp sample --interactive` over piped lines: what it answers, that errors end nothing, that programs are kept."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The quickstart's documents: what they say is true, and their thoughts are what they claim to be."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every format gives the same documents, in any order; what is wrong with a file is one line."""
 
 import gzip

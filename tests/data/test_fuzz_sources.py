@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random bytes among good records: no crash, no good record lost, every bad one counted and listed."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From files to batches: nothing lost, nothing on both sides of the split, and resumption to the bit."""
 
 import copy

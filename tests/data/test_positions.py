@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Positions: which are allowed, and that the draw is what it says, without replacement, row by row."""
 
 import jax

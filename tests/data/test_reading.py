@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several reading processes, a cache, a mixture: what changes how documents come changes nothing about which."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sources: what they give, and the one line that names file, line and field when a file is broken."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The template's tokens, and what does not fit."""
 
 import dataclasses

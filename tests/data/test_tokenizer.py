@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer against its own definition, against transformers, and against bad files."""
 
 import itertools

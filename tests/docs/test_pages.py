@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documentation's Python runs page by page, its `rlp` commands parse, and no setting lacks a comment."""
 
 import re

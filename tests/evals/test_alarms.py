@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Alarms over a finished run are those it gave while it ran, and the rule for bare thoughts."""
 
 import pytest

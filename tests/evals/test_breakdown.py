@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of records made by hand, and intervals against resampling and against those of documents of equal size."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`rlp eval`: what it prints, what it writes, and that bad input is one line and exit code 2."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every number that the report's viewer shows, from whole plain sequences and log-softmax in float64."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole evaluation of a tiny model: what is recorded, that a killed one goes on, and what is refused."""
 
 import dataclasses

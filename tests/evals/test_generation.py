@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Responses against a naive loop, and the automaton of stop strings against searching the text."""
 
 import random

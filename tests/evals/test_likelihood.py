@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation and its controls by brute force: near temperature 0 a thought is the most likely continuation, so every
 figure can be worked out with whole, plain sequences."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our model in lm-eval against lm-eval's own Hugging Face backend: the same log-likelihoods and the same scores."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexity over a file is `likelihood.evaluate` over its documents, batch by batch, and goes on after a kill."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Quotes in thoughts by hand, and against a plain search over random ones."""
 
 import random

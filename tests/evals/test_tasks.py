@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of every benchmark become problems, problems prompts; and what cannot be read is named."""
 
 import json

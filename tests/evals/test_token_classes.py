@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Classes of tokens by hand, under a tokenizer of bytes, one of words and one that drops a text's first space."""
 
 import json

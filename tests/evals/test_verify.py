@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The judge on pairs written by hand (answers.jsonl), and on responses whose answer is known."""
 
 import json

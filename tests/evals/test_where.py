@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every number of a record on the quickstart's model, from whole plain sequences and log-softmax in float64."""
 
 import dataclasses

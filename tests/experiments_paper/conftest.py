@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`experiments` is found from any working directory."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the study's bases read: branches are thinking documents, weighted to the mix, and the loss counts them so."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study's corpora: what their documents promise, and that problems are worked out rightly."""
 
 import hashlib

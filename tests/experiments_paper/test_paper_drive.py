@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver on a study of five runs: results, resuming after a kill, what it refuses and how it fails."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Examination against responses worked out token by token, without cache, batch or stop."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study's statistics and verdicts, against numbers worked out by hand."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where thoughts pay: rows of runs to rows of the report."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study's list of runs holds together: names, parents, sweeps of equal size, equal tokens where it says so."""
 
 import collections

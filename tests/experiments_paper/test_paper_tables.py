@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study's report from result files written by hand: its cells, what is missing, and what --check sees."""
 
 import math

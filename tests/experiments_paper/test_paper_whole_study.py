@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every run of the study, with a result as its driver writes one, has its place in the report."""
 
 import dataclasses

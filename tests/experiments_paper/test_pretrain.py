@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run that makes bases: its rate, its branches, and what is saved. On models of a few thousand parameters."""
 
 import jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The study in small: `python tiny_study.py [arguments of the driver]`. One base, a sweep of two rates, RLP and CPT."""
 
 import dataclasses

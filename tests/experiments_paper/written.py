@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Result files of the study written by hand, for tests of its tables."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes the goldens of this directory with transformers: tiny random models, and real ones from their GGUF files.
 
     python tests/goldens/make.py [smollm2 | nemotron_h | dense | gemma3 | gemma3_lines TOKENIZER_JSON]

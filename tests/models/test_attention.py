@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention over segments against one float64 softmax over all keys joined, values and gradients."""
 
 import jax

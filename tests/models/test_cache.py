@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cached equals uncached: prefill, fork and continue in pieces give what one pass over the whole sequence gives."""
 
 import jax

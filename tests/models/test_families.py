@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sets the dense families apart: goldens of transformers for each, windows, and sharing and the step with them."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gemma-3-270M, the real one: goldens of transformers from the same GGUF file, and its export read by transformers."""
 
 import json

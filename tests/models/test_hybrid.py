@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nemotron-H: how its pattern is cut, and that forked and continued it gives what separate sequences give."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nemotron-H against transformers: goldens of a tiny random model, and live where torch is installed.
 
 Errors are relative: the largest difference over the largest reference value, or a norm over a norm for gradients.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small layers against float64 numpy, and the rotary embedding by its properties."""
 
 import jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Mamba-2 mixer against a sequential recurrence in float64, and its gradients against that recurrence's own."""
 
 import jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The TPU kernel, interpreted on CPU, against the plain implementation; and compiled by the real TPU compiler."""
 
 import importlib.util

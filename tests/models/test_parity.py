@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decoder against transformers: logits of a real model from goldens, live logits and gradients of tiny ones.
 
 Errors are relative: the largest difference over the largest reference value, or a norm over a norm for gradients.

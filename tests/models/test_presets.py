@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The named shapes have the published numbers of parameters, counted from shapes alone."""
 
 import jax

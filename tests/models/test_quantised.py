@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling with int8 weights: what is rounded and by how much, and a step that samples with them and learns in float32.
 
 The bounds on log-probabilities are those of rounding: a kernel's entries are off by at most half a step, 1/255 of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole sequences: every implementation against a float64 loop and against each other, values and gradients."""
 
 import jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole sequences over a mesh: kernels and loops see their own documents and heads, and nothing is gathered."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The claim of the design: branches that share one prefix give the numbers of as many separate, unshared sequences.
 
 Logits, log-probabilities and parameter gradients, in float32, for G thoughts at one position and K·G at several, with

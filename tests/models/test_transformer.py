@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decoder against a float64 numpy one, causality by gradient, padding, precision, and what it refuses."""
 
 import jax

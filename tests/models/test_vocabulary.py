@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token log-probabilities in chunks: against float64 numpy, the plain log-softmax, and what the compiler allots."""
 
 import functools

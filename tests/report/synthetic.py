@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run directory made up: curves, thoughts and recorded documents of the shapes that a real run writes."""
 
 import dataclasses

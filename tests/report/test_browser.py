@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: headless Chromium, driven over WebDriver, without a network."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recorded documents on their way to the page: gathered over runs, the damaged left out, text made safe."""
 
 import copy

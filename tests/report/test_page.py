@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of a synthetic run directory: what is there is shown, what is missing is not, nothing in it is trusted."""
 
 import base64

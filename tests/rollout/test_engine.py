@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The engine against a naive loop that reads everything again for each token, whatever the slots and the ring; and that
 the trainer's forward agrees with what the sampler says of its own tokens."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters against a sort in float64."""
 
 import jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bins: which document goes where, what stands at each place, and that their scores are those of padded branches."""
 
 import jax

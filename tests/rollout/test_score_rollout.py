@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """True tokens scored from the rollout's own cache, against the trainer's forward over documents and whole branches; and
 a step that skips that forward, against one that does not."""
 

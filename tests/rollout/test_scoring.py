@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Branch layout by hand and against a plain list, and scores against whole unshared sequences."""
 
 import jax

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The check passes on every family, and sees a fork whose branches stand at wrong positions or see too much."""
 
 import jax.numpy as jnp

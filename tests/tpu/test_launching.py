@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What starts a run on TPUs, as far as a machine without any can check it: the scripts' commands and the manifests."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cost model on paper: its counts against sums written out, how they go with chips, and what was compiled."""
 
 import dataclasses

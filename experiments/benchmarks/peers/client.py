@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our side: starts a peer in its environment and asks it to take its turn."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The virtual environments of the peers: what goes into each, and whether one is there.
 
 They lie below `--directory`, or where RLP_JAX_PEERS says, by default ~/.cache/rlp_jax_peers; `install_peers.py` makes

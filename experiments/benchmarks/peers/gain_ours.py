@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training with rlp_jax for `gain.py`: `rlp.make_step`'s two halves, as `rlp train` runs them."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training with TRL's GRPOTrainer (torch on CPU, float32) for `gain.py`, the information gain as its reward function.
 
 As in step_trl.py, but thoughts end with the closing tag (the end token here), and prefixes differ in length. Advantages

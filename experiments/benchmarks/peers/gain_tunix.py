@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training with Tunix's GRPO learner (JAX on CPU, float32) for `gain.py`, the information gain as its reward function.
 
 As in step_tunix.py, but thoughts end with the closing tag (the end token here), and prefixes differ in length.

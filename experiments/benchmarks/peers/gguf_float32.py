@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same GGUF file with its weights expanded to float32, for a comparison at equal precision."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peer's side of the conversation, with the standard library alone: it runs in the peer's own environment.
 
 One JSON line on standard input is the job. The peer loads what it needs and answers {"ready": {...}}. Then each line

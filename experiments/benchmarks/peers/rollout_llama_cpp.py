@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts with llama.cpp: each document is decoded once, its G sequences copy its cells (seq_cp), and all live
 sequences go into one llama_batch a token. A sequence that has its length leaves the batch.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts with `transformers` generate (torch on CPU, float32): the B x G prompts as one batch.
 
 That is how its users sample G completions. Every sequence stops at its own length, which generate can use only once

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollouts with Tunix's own sampler (JAX on CPU, float32): the B x G prompts as one batch.
 
 It stops at an end token or at the cap alone, so thoughts of unequal length are all decoded to the longest.

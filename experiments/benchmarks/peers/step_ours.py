@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step of rlp_jax: `rlp.make_step`'s two halves, as `rlp train` runs them (float32, layers keep their products)."""
 
 import dataclasses

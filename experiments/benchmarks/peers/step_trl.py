@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step of TRL's GRPOTrainer (torch on CPU, float32) with the information gain as its reward function.
 
 The reward is what a user would write: the model itself, under no_grad, reads prompt, thought, closing tag and gives the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step of Tunix's GRPO learner (JAX on CPU, float32) with the information gain as its reward function.
 
 As with TRL: the policy itself reads prompt, thought, closing tag and gives the log-probability of the next token, its

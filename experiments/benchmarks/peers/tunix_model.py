@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SmolLM2 as a Tunix model: its Qwen2 with biases of zero computes the same function as a Llama (Tunix's own Llama 3
 has a fixed rotary base), and its loader reads the same Hugging Face directory."""
 
