@@ -64,6 +64,8 @@ def declared() -> dict[str, str]:
     needed = {_name(requirement): ["all"] for requirement in project["dependencies"]}
     for extra, requirements in project["optional-dependencies"].items():
         for requirement in requirements:
+            if _name(requirement) == project["name"]:  # other extras of this one, which have rows of their own
+                continue
             by = needed.setdefault(_name(requirement), [])
             if by != ["all"]:
                 by.append(f"`{extra}`")
