@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Whatever an extra brings, and what people have beside it. `sys.modules[name] = None` makes an import fail, and
-# `importlib.util.find_spec` say that it is not there. tensorflow is not among them: tensorflow-datasets, which does without
-# it, takes a blocked one for a broken one.
+# `importlib.util.find_spec` say that it is not there. tensorflow is not among them: tensorflow-datasets, which does
+# without it, takes a blocked one for a broken one.
 OPTIONAL = (
     *("torch", "transformers", "accelerate", "lm_eval", "math_verify", "latex2sympy2_extended", "qwix", "datasets"),
     *("reasoning_gym", "tensorboard", "wandb", "xprof", "libtpu", "pandas", "sentencepiece", "gcsfs"),
