@@ -89,6 +89,8 @@ def _example(value: Any, hint: Any) -> str:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
         choices = typing.get_args(kinds[0])
         return choices[0] if choices else {int: "1", float: "1e-6"}.get(kinds[0], "none")
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or ("1,2" if typing.get_args(hint)[0] in (int, float) else "a,b")
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
