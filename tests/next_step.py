@@ -2,13 +2,14 @@
 """The step after a checkpoint on whatever devices there are, for tests that compare numbers of devices."""
 
 import dataclasses
+from importlib import import_module
 
 import jax
 import numpy as np
 from rich.console import Console
 from tiny_run import tiny_config
 
-from rlp_jax import rlp, train
+from rlp_jax import rlp
 from rlp_jax.checkpoint import Checkpoints, Position
 from rlp_jax.config import MeshConfig
 from rlp_jax.distributed import Team
@@ -16,6 +17,8 @@ from rlp_jax.optimizer import make_optimizer
 from rlp_jax.settings import fingerprint
 from rlp_jax.sharding import place_batch
 from rlp_jax.state import run_key
+
+train = import_module("rlp_jax.train")  # `rlp_jax.train` of the package is the function
 
 
 def next_step(root, run_dir, mesh: MeshConfig, save: bool = False) -> dict[str, np.ndarray]:

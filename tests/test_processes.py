@@ -27,7 +27,9 @@ TIMINGS = ("seconds", "per_s", "goodput")
 SILENT = 5  # seconds
 PROGRAM = """
 import os, pathlib, signal, sys, time
-from rlp_jax import cli, distributed, train
+from rlp_jax import cli, distributed
+from importlib import import_module
+train = import_module("rlp_jax.train")
 {planted}
 sys.exit(cli.main({argv!r}))
 """

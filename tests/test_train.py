@@ -75,7 +75,9 @@ import os, pathlib, signal, sys
 sys.path.insert(0, {str(TESTS)!r})
 from tiny_run import tiny_config
 from rlp_jax.config import *
-from rlp_jax import cli, train
+from rlp_jax import cli
+from importlib import import_module
+train = import_module("rlp_jax.train")
 root = pathlib.Path({str(root)!r})
 config = {config}
 experiment = pathlib.Path({str(run_dir)!r} + ".py")
