@@ -295,19 +295,30 @@ class SuiteConfig:
     batch: int = 16  # responses decoded at a time: memory and speed, not the responses
 
 
-READING = ("workers", "prefetch", "cache")  # of `data`: how fast and where, never what
-LATER = ("weights", "documents", "long", "copies", "malformed")  # of `data`: came after the first runs
+# What a run may change and stay the same run: `data.*` how fast and where it is read, never what.
+FREE = ("report", "data.workers", "data.prefetch", "data.cache")
+# What came after the first runs, whose checkpoints know nothing of it.
+LATER = ("data.weights", "data.documents", "data.long", "data.copies", "data.malformed", "rlp.normalise")
 
 
-def since_first(data: DataConfig) -> tuple[str, ...]:
-    """Names of `data` that a run's fingerprint leaves out: what changes no number, and what came later and is not used,
-    so that the checkpoints of earlier runs stay good."""
-    unused = [name for name in LATER if getattr(data, name) == getattr(DataConfig(), name)]
-    return (*READING, *unused)
+def uncounted(config: Config) -> tuple[str, ...]:
+    """Settings that a run's fingerprint leaves out: those that change no number, and those that came later and are not
+    used, so that the checkpoints of earlier runs stay good."""
+    ours, default = dataclasses.asdict(config), dataclasses.asdict(Config())
+    unused = [name for name in LATER if _at(ours, name) == _at(default, name)]
+    return (*FREE, *unused)
+
+
+def _at(tree: dict, name: str):
+    for part in name.split("."):
+        tree = tree[part]
+    return tree
 
 
 def to_json(config: Config, without: tuple[str, ...] = ()) -> str:
-    """The config as indented JSON, keys in order of definition; without these names of `data`."""
+    """The config as indented JSON, keys in order of definition; without these settings, by dotted names."""
     tree = dataclasses.asdict(config)
-    tree["data"] = {name: value for name, value in tree["data"].items() if name not in without}
+    for name in without:
+        group, _, field = name.rpartition(".")
+        del (_at(tree, group) if group else tree)[field]
     return json.dumps(tree, indent=2)

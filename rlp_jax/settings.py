@@ -14,16 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlp_jax.config import (
-    READING,
-    CheckpointConfig,
-    Config,
-    ConfigError,
-    MeshConfig,
-    ReportConfig,
-    since_first,
-    to_json,
-)
+from rlp_jax.config import FREE, CheckpointConfig, Config, ConfigError, MeshConfig, to_json, uncounted
 from rlp_jax.nearest import suggest
 from rlp_jax.overrides import override as override
 from rlp_jax.validation import check_devices as check_devices
@@ -137,10 +128,10 @@ def experiment_of(model: str) -> Config | None:
 def fingerprint(config: Config) -> str:
     """Of everything that decides a run's numbers step by step; a run with a constant learning rate may be extended,
     so its number of steps is left out. Devices change the rounding alone."""
-    config = dataclasses.replace(config, mesh=MeshConfig(), checkpoint=CheckpointConfig(), report=ReportConfig())
+    config = dataclasses.replace(config, mesh=MeshConfig(), checkpoint=CheckpointConfig())
     if config.optimizer.final_learning_rate is None:
         config = dataclasses.replace(config, steps=0)
-    return hashlib.sha256(to_json(config, without=since_first(config.data)).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_json(config, without=uncounted(config)).encode()).hexdigest()[:16]
 
 
 def check_same_run(config: Config, recorded: Config, run_dir: Path) -> None:
@@ -152,7 +143,7 @@ def check_same_run(config: Config, recorded: Config, run_dir: Path) -> None:
       ConfigError: naming the fields that differ.
     """
     old, new = _flat(dataclasses.asdict(recorded)), _flat(dataclasses.asdict(config))
-    free = ("mesh", "checkpoint", "report", *(f"data.{name}" for name in READING))
+    free = ("mesh", "checkpoint", *FREE)
     differing = [name for name in new if new[name] != old[name] and not {name, name.split(".")[0]} & {*free}]
     if differing == ["steps"] and config.steps > recorded.steps and config.optimizer.final_learning_rate is None:
         return

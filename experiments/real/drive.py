@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.paper.outcome import write
 from experiments.real.study import ARMS, MODELS, RATES, Run, runs
 from rlp_jax.config import ConfigError
 
@@ -145,6 +146,7 @@ def make(run: Run, data: Path, work: Path, results: Path) -> str | None:
         }
     if run.rate is None:  # of the rates that were tried, only the best is evaluated, see `evaluate_best`
         result |= evaluate(run, source, data, work)
+    results.mkdir(parents=True, exist_ok=True)
     write(result_path(results, run), result)
     return "made"
 
@@ -159,14 +161,6 @@ def evaluate_best(run: Run, data: Path, work: Path, results: Path) -> bool:
     result |= evaluate(best, str(work / "runs" / best.name), data, work)
     write(result_path(results, best), result)
     return True
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def drive(selected: list[Run], data: Path, work: Path, results: Path, deadline: float) -> int:

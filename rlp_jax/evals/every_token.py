@@ -24,12 +24,12 @@ from rlp_jax.data.pipeline import Batch
 from rlp_jax.data.positions import candidates
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.distributed import fetch
+from rlp_jax.evals.likelihood import sample_at
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout import scoring
-from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.filters import Filter
 from rlp_jax.rollout.sampling import thought_keys
-from rlp_jax.sharding import in_rollout_layout, mesh_of, over
+from rlp_jax.sharding import mesh_of, over
 
 FILE = "documents.jsonl"
 DIGITS = 4  # of nats, after the point
@@ -193,17 +193,8 @@ def _think_along(
     prefix_BK = position_BK + len(template.context)
     _, cache = model.hidden(params, with_context_BT, stops_BK=prefix_BK)
     key_BKG = thought_keys(key, document_B, position_BK, G)
-    keep = Filter(rlp.top_k, rlp.top_p, rlp.min_p)
-
-    def sample(params, cache, prefix_BR, key_BR):
-        return sample_thoughts(
-            model, params, cache, prefix_BR, template.open, template.close, key_BR, rlp.thought_tokens,
-            rlp.temperature, group_size=G, slots=rlp.slots or None, keep=keep,
-        )  # fmt: skip
-
-    prefix_BR = jnp.repeat(prefix_BK, G, 1)
-    rows = prefix_BR, key_BKG.reshape(B, K * G)
-    sampled = in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, *rows)
+    sampled = sample_at(model, template, rlp, mesh, params, cache, prefix_BK, key_BKG)
+    keep, prefix_BR = Filter(rlp.top_k, rlp.top_p, rlp.min_p), jnp.repeat(prefix_BK, G, 1)
     own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)
     empty = jax.tree.map(lambda x: jnp.zeros_like(x[:, :K]), own)
     both = jax.tree.map(lambda *x: jnp.concatenate(x, 1), own, empty)

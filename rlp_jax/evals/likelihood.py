@@ -145,6 +145,29 @@ class Thinking(NamedTuple):
     correct: dict[str, jax.Array]
 
 
+def sample_at(model, template, rlp: RLPConfig, mesh: MeshConfig, params, cache, prefix_BK, key_BKG):
+    """Thoughts at given places, sampled as in training. Pure, for use under jit.
+
+    Args:
+      cache: of the documents behind the context, with stops at `prefix_BK`.
+      prefix_BK: tokens before each place, the context's counted.
+      key_BKG: of each thought.
+
+    Returns:
+      What `sample_thoughts` gives, R = K·G.
+    """
+    B, K, G = key_BKG.shape
+
+    def sample(params, cache, prefix_BR, key_BR):
+        return sample_thoughts(
+            model, params, cache, prefix_BR, template.open, template.close, key_BR, rlp.thought_tokens,
+            rlp.temperature, group_size=G, slots=rlp.slots or None, keep=Filter(rlp.top_k, rlp.top_p, rlp.min_p),
+        )  # fmt: skip
+
+    rows = jnp.repeat(prefix_BK, G, 1), key_BKG.reshape(B, K * G)
+    return in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, *rows)
+
+
 def think_and_score(
     model, template, rlp: RLPConfig, settings: EvalConfig, mesh: MeshConfig, params, ema_params, batch, key,
     entropies: bool = False,
@@ -173,16 +196,7 @@ def think_and_score(
     prefix_BK = position_BK + len(template.context)
     _, cache = model.hidden(params, scoring.with_context(tokens_BT, template.context), stops_BK=prefix_BK)
     key_BKG = thought_keys(thought_key, document_B, position_BK, G)
-    keep = Filter(rlp.top_k, rlp.top_p, rlp.min_p)
-
-    def sample(params, cache, prefix_BR, key_BR):
-        return sample_thoughts(
-            model, params, cache, prefix_BR, template.open, template.close, key_BR, rlp.thought_tokens,
-            rlp.temperature, group_size=G, slots=rlp.slots or None, keep=keep,
-        )  # fmt: skip
-
-    rows = jnp.repeat(prefix_BK, G, 1), key_BKG.reshape(B, K * G)
-    sampled = in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, *rows)
+    sampled = sample_at(model, template, rlp, mesh, params, cache, prefix_BK, key_BKG)
     own = scoring.Thoughts(sampled.thought_BRL, sampled.length_BR, sampled.stopped_BR)
     other_B = _another_document(document_B)
     shuffled = jax.tree.map(lambda x: x[other_B], own)
