@@ -179,8 +179,8 @@ def test_a_run_trains_resumes_and_reports_without_thoughts(root):
     assert all("thought_len" not in row and row["input_tokens"] > row["tokens"] > 0 for row in whole)
     assert not (root / "whole" / "thoughts.jsonl").exists()
     page = report.read_text()
-    assert "the policy&#39;s cross-entropy without a thought is" in page and 'id="loss"' in page
-    assert 'id="reward"' not in page and "thoughts a position" not in page
+    assert "the policy&#39;s cross-entropy without a thought is" in page and '"name":"loss"' in page
+    assert '"name":"reward"' not in page and "thoughts a position" not in page
     assert " loss " in out.getvalue() and " stop " not in out.getvalue()
 
 

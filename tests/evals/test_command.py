@@ -114,7 +114,7 @@ def test_what_the_run_decides():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "gsm9k"], "--tasks: unknown task 'gsm9k': there are gsm8k, math500"),
+        (["--tasks", "gsm9k"], "--tasks: unknown task 'gsm9k': did you mean gsm8k?"),
         (["--tasks", "mmlu,mmlu"], "--tasks: mmlu is there twice"),
         (["--tasks", ","], "--tasks is empty"),
         (["--tasks", "mmlu", "--limit", "0"], "--limit is 0: it must be at least 1"),

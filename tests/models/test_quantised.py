@@ -189,7 +189,8 @@ def test_float32_thoughts_are_as_they_were():
 
 
 def test_the_setting_is_checked(monkeypatch):
-    with pytest.raises(ConfigError, match=r"^rlp\.rollout_dtype is 'int4': choose one of float32, bfloat16, int8$"):
+    message = r"^rlp\.rollout_dtype is 'int4': choose one of float32, bfloat16, int8 \(did you mean int8\?\)"
+    with pytest.raises(ConfigError, match=message):
         override(Config(), ["rlp.rollout_dtype=int4"])
     usable = Config(model="tiny", data=DataConfig(sources=("compose",)))
     config = override(usable, ["rlp.rollout_dtype=int8"])
