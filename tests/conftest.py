@@ -2,9 +2,13 @@
 """What tests in any folder share; its place also lets them import `reference.py`."""
 
 import gc
+import os
 
 import jax
 import pytest
+from eight_devices import COMPILER
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILER}".strip()  # read at jax's first use
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from eight_devices import COMPILER
 from tiny_run import compilation, tiny_config
 
 from rlp_jax.config import ConfigError, EvalConfig, MeshConfig, to_json
@@ -73,7 +74,7 @@ def start(root, run_dir, processes, plant=None, *arguments):
             "RLP_SILENT_SECONDS": SILENT,
         }
         env = os.environ | {name: str(value) for name, value in settings.items()}
-        env.pop("XLA_FLAGS", None)
+        env["XLA_FLAGS"] = COMPILER  # the number of devices is set above
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen([sys.executable, "-c", program], env=env, cwd=TESTS.parent, **pipes))
     return started

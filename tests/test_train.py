@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from eight_devices import simulated
 from next_step import next_step
 from rich.console import Console
 from tiny_run import compilation, hasty_compilation, tiny_config
@@ -86,8 +87,7 @@ experiment.write_text("\\n".join(lines))
 {before}
 sys.exit(cli.main(["train", str(experiment), "--run-dir", {str(run_dir)!r}]))
 """
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    env = os.environ | flags | {name: str(value) for name, value in compilation(root / "cache").items()}
+    env = os.environ | simulated(devices) | {name: str(value) for name, value in compilation(root / "cache").items()}
     return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=TESTS.parent)
 
 
@@ -340,8 +340,7 @@ root, run_dir = pathlib.Path({str(root)!r}), pathlib.Path({str(run_dir)!r})
 values = next_step(root, run_dir, MeshConfig(data=2, fsdp=2, tensor=2), save=True)
 np.savez({str(tmp_path / "eight.npz")!r}, **values)
 """
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    env = os.environ | flags | {name: str(value) for name, value in compilation(root / "cache").items()}
+    env = os.environ | simulated() | {name: str(value) for name, value in compilation(root / "cache").items()}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, cwd=TESTS.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     eight = dict(np.load(tmp_path / "eight.npz"))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import PLAIN, RICH, next_token_loss, relative_error, rough_params, tiny
 from rich.console import Console
-from sharded_next_token import MESHES
+from sharded_next_token import CASES
 from slow_step import batch_of, recorder, small
 from tiny_run import hasty_compilation, tiny_config
 
@@ -150,7 +150,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
 @pytest.mark.parametrize("family", ["dense", "hybrid"])
 def test_eight_devices_give_the_numbers_of_one(family):
     printed = on_eight_devices("import sys, sharded_next_token; sharded_next_token.main(sys.argv[1])", family)
-    assert printed.count("off by") == len(MESHES)
+    assert printed.count("off by") == len(CASES)
 
 
 @pytest.fixture(scope="module")

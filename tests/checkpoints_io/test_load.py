@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight_devices import simulated
 
 from rlp_jax.checkpoints_io import fetch
 from rlp_jax.checkpoints_io.huggingface import write_directory
@@ -131,10 +132,9 @@ def test_loading_onto_a_mesh_gives_what_placing_does(tmp_path, tokenizer):
         params = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(size=leaf.shape), shapes)
         directories.append(str(tmp_path / config.family))
         write_directory(directories[-1], config, params, tokenizer, shard_bytes)
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES), *directories],
-        env=os.environ | flags, capture_output=True, text=True,
+        env=os.environ | simulated(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "the same numbers" in done.stdout
