@@ -10,6 +10,8 @@ from experiments.paper import abilities, domains, pretrain
 from experiments.tiny_base import save
 from rlp_jax.checkpoints_io.load import load
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def leaves(params) -> list:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
@@ -37,7 +39,7 @@ def test_a_base_alone_is_the_base_of_the_shared_run(monkeypatch):
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_HYBRID], ids=["decoder", "hybrid"])
 def test_what_is_saved_is_what_is_loaded(config, tmp_path):
-    ((_, model, params),) = pretrain.train(config, {"base": 2}, 1e-2, documents=3, repeated=1)
+    ((_, model, params),) = pretrain.train(config, {"base": 2}, 1e-2, documents=3, repeated=0)
     save(tmp_path / "base", model, params, domains.TOKENIZER, "bfloat16")
     again = load(tmp_path / "base")
     assert again.model.config == model.config
@@ -48,7 +50,7 @@ def test_what_is_saved_is_what_is_loaded(config, tmp_path):
 
 
 def test_abilities_are_those_of_a_model_that_knows_nothing():
-    ((_, model, params),) = pretrain.train(SMALL, {"base": 1}, 0.0, documents=3, repeated=1)
+    ((_, model, params),) = pretrain.train(SMALL, {"base": 1}, 0.0, documents=3, repeated=0)
     found = abilities.abilities(model, params, documents=8)
     assert {"compose", "compose, long documents", "crawl"} <= found.keys()
     for corpus in domains.BENCHMARKS:
