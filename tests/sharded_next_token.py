@@ -9,7 +9,18 @@ import sys
 import jax
 import numpy as np
 from reference import rough_params
-from sharded_phases import DOCUMENTS, MESHES, MODELS, OF_A_GRADIENT, OF_ITS_LEAF, RATE, TOLERANCE, VOCABULARY, off
+from sharded_phases import (
+    DOCUMENTS,
+    MESHES,
+    MODELS,
+    OF_A_GRADIENT,
+    OF_ITS_LEAF,
+    RATE,
+    TOLERANCE,
+    TRIED,
+    VOCABULARY,
+    off,
+)
 from slow_step import TEMPLATE, batch_of, recorder
 
 from rlp_jax.baselines import cpt
@@ -38,15 +49,17 @@ def run(model, documents=DOCUMENTS, mesh_config=None):
 
 
 # Meshes, each with 16 documents or with 15, which do not divide and are replicated. Sampling has no part in this.
-CASES = [(name, DOCUMENTS) for name in MESHES if "sampling" not in name]
-CASES += [(name, DOCUMENTS - 1) for name in ("8x1x1", "two slices")]
+CASES = {
+    family: [(name, DOCUMENTS) for name in names if "sampling" not in name] + [("two slices", DOCUMENTS - 1)]
+    for family, names in TRIED.items()
+}
 
 
 def main(family: str):
     jax.config.update("jax_disable_most_optimizations", True)
     model = MODELS[family]
     plain = {documents: run(model, documents) for documents in (DOCUMENTS, DOCUMENTS - 1)}
-    for name, documents in CASES:
+    for name, documents in CASES[family]:
         got, wanted = run(model, documents, MESHES[name]), plain[documents]
         assert off(*map(jax.tree.leaves, (got[0], wanted[0]))) < OF_A_GRADIENT, name
         worst = max(off([x], [y]) for x, y in zip(*map(jax.tree.leaves, (got[0], wanted[0])), strict=True))
