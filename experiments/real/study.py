@@ -13,7 +13,7 @@ import dataclasses
 from typing import NamedTuple
 
 from experiments import smollm2
-from rlp_jax.config import Config, ConfigError, CPTConfig
+from rlp_jax.config import Config, ConfigError, CPTConfig, ReportConfig
 
 MODELS = {"smollm2": "smollm2-135m-instruct", "gemma3": "gemma3-270m"}
 STEPS = {"smollm2": 24, "gemma3": 12}
@@ -70,4 +70,5 @@ def config(model: str = "smollm2", corpus: str = "gsm8k") -> Config:
         cpt=CPTConfig(sequence_tokens=2048),
         eval=dataclasses.replace(base.eval, every=STEPS[model]),
         checkpoint=dataclasses.replace(base.checkpoint, every=4, keep=1),
+        report=ReportConfig(documents=0),  # none: thoughts at every token take minutes here
     )
