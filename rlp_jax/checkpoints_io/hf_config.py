@@ -74,6 +74,7 @@ def config_from_json(fields: dict[str, Any], source: str) -> ModelConfig:
         extra |= {"local_layers": local_layers, "window": _positive_int(fields, "sliding_window", source, 4_096)}
     if family == "gemma3_text":
         extra["query_scalar"] = _positive_int(fields, "query_pre_attn_scalar", source, 256)
+    eps, tie_embeddings = fields.get("rms_norm_eps"), fields.get("tie_word_embeddings")  # null as well: the default
     return checked(
         ModelConfig(
             family=family,
@@ -84,8 +85,8 @@ def config_from_json(fields: dict[str, Any], source: str) -> ModelConfig:
             head_dim=_positive_int(fields, "head_dim", source, default["head_dim"]),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-            tie_embeddings=bool(fields.get("tie_word_embeddings", family == "gemma3_text")),
+            norm_eps=1e-6 if eps is None else float(eps),
+            tie_embeddings=family == "gemma3_text" if tie_embeddings is None else bool(tie_embeddings),
             max_positions=_positive_int(fields, "max_position_embeddings", source, default["positions"]),
         ),
         source,

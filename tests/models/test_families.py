@@ -39,6 +39,14 @@ def goldens():
 
 
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("key", ["rms_norm_eps", "tie_word_embeddings", "head_dim", "rope_theta"])
+def test_null_is_as_absent(goldens, name, key):
+    fields = json.loads(str(goldens[f"{name} config"]))
+    absent = {field: value for field, value in fields.items() if field != key}
+    assert config_from_json(fields | {key: None}, "here") == config_from_json(absent, "here")
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_golden_logits_and_gradients(goldens, name, tmp_path):
     """The checkpoint is rebuilt from names alone, so that a wrong name would be missed in neither direction."""
     fields = json.loads(str(goldens[f"{name} config"]))
