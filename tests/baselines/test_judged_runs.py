@@ -8,11 +8,12 @@ import json
 
 import numpy as np
 import pytest
+from eight_devices import on_eight_devices
 from rich.console import Console
 from tiny_run import hasty_compilation, tiny_config
 
 from rlp_jax.checkpoint import load_run
-from rlp_jax.config import ConfigError, RLVRConfig, RPTConfig, Template
+from rlp_jax.config import ConfigError, MeshConfig, RLVRConfig, RPTConfig, Template
 from rlp_jax.train import train
 
 TIMINGS = ("seconds", "per_s", "goodput")
@@ -76,6 +77,37 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(root, monkeypatch, algorithm)
             assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     thoughts = [json.loads(line) for line in (whole / "thoughts.jsonl").read_text().splitlines()]
     assert all(thought["reward"] in (0.0, 1.0) for row in thoughts for thought in row["thoughts"])
+
+
+def first_row(root, algorithm, mesh):
+    """What the first step logs, on a mesh."""
+    run_dir = root / f"{algorithm}-{mesh.data}-{mesh.fsdp}-{mesh.tensor}"
+    train(judged_config(root, algorithm, steps=1, mesh=mesh), run_dir, Console(file=io.StringIO()))
+    return rows(run_dir)[0]
+
+
+ON_EIGHT = """
+import json, pathlib, sys
+import pytest
+from baselines.test_judged_runs import MeshConfig, first_row, hasty_compilation, lucky
+root = pathlib.Path(sys.argv[1])
+lucky(pytest.MonkeyPatch())
+with hasty_compilation(root / "cache"):
+    print(json.dumps(first_row(root, sys.argv[2], MeshConfig(data=2, fsdp=2, tensor=2))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rpt", "rlvr"])
+def test_eight_devices_judge_like_one(root, monkeypatch, algorithm):
+    lucky(monkeypatch)
+    one = first_row(root, algorithm, MeshConfig())
+    eight = json.loads(on_eight_devices(ON_EIGHT, str(root), algorithm).splitlines()[-1])
+    assert eight.keys() == one.keys() and one["positions"] > 0
+    for name in one.keys() - {"padding"}:  # what was sampled and judged is the same; the rest is sums in another order
+        counted = name.startswith(("groups", "positions", "rounds", "sampled", "thought", "step", "reward", "stop"))
+        tolerance = 1e-6 if counted else 1e-4
+        np.testing.assert_allclose(eight[name], one[name], rtol=tolerance, atol=1e-6, err_msg=name)
 
 
 def test_what_cannot_work_writes_nothing(root):
