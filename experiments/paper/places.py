@@ -114,11 +114,12 @@ def alarms_text(records: list[Record]) -> str | None:
     kept = [run for run in records if run.alarms is not None]
     if not kept:
         return None
-    rows = [
-        [run.name, spell["kind"], f"{spell['first']} to {spell['last']}", str(spell["steps"])]
-        for run in sorted(kept, key=lambda run: run.name)
-        for spell in run.alarms
-    ]
+    rows = []
+    for run in sorted(kept, key=lambda run: run.name):
+        for kind in sorted({spell["kind"] for spell in run.alarms}):
+            spells = [spell for spell in run.alarms if spell["kind"] == kind]
+            first, last = min(spell["first"] for spell in spells), max(spell["last"] for spell in spells)
+            rows.append([run.name, kind, f"{first} to {last}", str(sum(spell["steps"] for spell in spells))])
     at_end = [
         [run.name, kind, "at its end", MISSING]
         for run in sorted(records, key=lambda run: run.name)

@@ -3,7 +3,7 @@
 
 from experiments.paper import reported
 from experiments.paper.cells import MISSING, NAMES, Section, evaluated, figure, interval, mean_of, seeds, table
-from experiments.paper.domains import MATH, REASONING
+from experiments.paper.domains import BENCHMARKS, MATH, REASONING
 from experiments.paper.results import Record, average, select
 
 ORDER = ("arithmetic", "compose", "pointers", "textbook", "story", "crawl", "qa", "general", "mix")
@@ -26,21 +26,14 @@ def text(records: list[Record]) -> str | None:
             if runs or arm == "rlp" or corpus == "mix":
                 paper = figure(reported.TABLE_4[arm], 2) if arm != "rlp" else f"{low:.2f} to {high:.2f}"
                 rows.append(_row(NAMES[arm], corpus, runs, paper if corpus == "mix" or arm == "rlp" else MISSING))
-    head = [
-        "arm",
-        "corpus",
-        "seeds",
-        "Math Avg",
-        "Reasoning Avg",
-        "Overall",
-        "gain, nats",
-        "the paper's Overall",
-    ]
+    head = ["arm", "corpus", "seeds", *BENCHMARKS, "Math Avg", "Reasoning Avg", "Overall", "gain, nats"]
+    head += ["the paper's Overall"]
     return table(head, rows) + "\n\nThe paper gives RLP's range over its six corpora, and CPT's on one."
 
 
 def _row(name: str, corpus: str, runs: list[Record], paper: str) -> list[str]:
-    averages = [mean_of(runs, lambda run, names=names: average(run, names)) for names in (MATH, REASONING)]
+    groups = [(benchmark,) for benchmark in BENCHMARKS] + [MATH, REASONING]
+    averages = [mean_of(runs, lambda run, names=names: average(run, names)) for names in groups]
     gain = interval(mean_of(runs, evaluated("gain"), 1), 3, sign=True)
     return [name, corpus, seeds(runs), *map(interval, [*averages, mean_of(runs)]), gain, paper]
 

@@ -18,7 +18,8 @@ def records(tmp_path):
     spell = {"kind": "shrinking", "first": 3, "last": 7, "steps": 4, "message": "shorter"}
     written.write(tmp_path, "base", 0, 0.2, where=written.WHERE)
     written.write(tmp_path, "rlp", 1, 0.5, where=written.WHERE, alarms=[])
-    written.write(tmp_path, "rlp", 2, 0.5, where=other, alarms=[spell])
+    again = spell | {"first": 9, "last": 9, "steps": 1}
+    written.write(tmp_path, "rlp", 2, 0.5, where=other, alarms=[spell, again])
     written.write(tmp_path, "cpt_tokens", 1, 0.5)
     return results.load(tmp_path)
 
@@ -47,7 +48,7 @@ def test_quotes(records):
 def test_alarms_are_of_runs_and_of_their_ends(records):
     text = places.alarms_text(records)
     assert "Of 2 runs whose warnings were kept, 1 raised none" in text
-    assert cells(text, "decoder--rlp--seed2 | shrinking")[2:] == ["3 to 7", "4"]
+    assert cells(text, "decoder--rlp--seed2 | shrinking")[2:] == ["3 to 9", "5"]
     assert cells(text, "decoder--rlp--seed2 | empty_thoughts")[2:] == ["at its end", "–"]
 
 
