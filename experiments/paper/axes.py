@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ablations around RLP, one axis a table: Figure 2's three, the average's tau, the horizon, positions a document."""
+"""Ablations, one axis a table: Figure 2's three, the average's tau, the horizon, positions a document, and what RLP and
+RPT do differently."""
 
 from typing import Any
 
@@ -73,4 +74,6 @@ SECTIONS = (
     axis_section("Positions a document, at equal generated tokens", "positions", "K"),
     axis_section("Where thoughts are asked for in general text", "place", "place"),
     axis_section("Advantages divided by their spread, as RPT's are", "advantage", "advantages"),
+    axis_section("Temperature of thoughts, RPT's is 0.8", "temperature", "T"),
+    axis_section("RPT without what RLP has not: further rounds, the choice of positions", "rpt", "RPT"),
 )

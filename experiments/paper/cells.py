@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from experiments.paper import intervals
 from experiments.paper.intervals import Interval
-from experiments.paper.results import AXES, Record, overall, select
+from experiments.paper.results import ABLATED, AXES, Record, overall, select
 
 MISSING = "–"
 NAMES = {
@@ -18,7 +18,7 @@ NAMES = {
     "rlp": "RLP",
 }
 AFTER = {"": "the arm", "sft": "+ SFT", "rlvr": "+ SFT + RLVR"}
-# Where the main RLP run stands on each axis; it has no place on the others.
+# Where the main run stands on each axis; it has no place on the others.
 MAIN = {
     "rollouts": 16,
     "thought_tokens": 16,
@@ -27,6 +27,8 @@ MAIN = {
     "horizon": 1,
     "place": "revealing",
     "advantage": "centred",
+    "temperature": 0.7,
+    "rpt": "as it is",
     "corpus": "mix",
 }
 
@@ -93,16 +95,18 @@ def evaluated(key: str, when: str = "after") -> Callable[[Record], float | None]
 
 
 def at(records: Iterable[Record], axis: str, value: Any, base: str = "decoder") -> list[Record]:
-    """The RLP runs at one point of an ablation; the main run stands at its own value of the axis."""
+    """The runs at one point of an ablation; the main run stands at its own value of the axis."""
+    arm = ABLATED.get(axis, "rlp")
     if value == MAIN.get(axis):
-        return select(records, "rlp", base)
-    return select(records, "rlp", base, "", axis, value)
+        return select(records, arm, base)
+    return select(records, arm, base, "", axis, value)
 
 
 def points(records: Iterable[Record], axis: str) -> list[Any]:
-    """The values of an axis that have RLP runs, in order, the main run's among them; [] with that one alone."""
+    """The values of an axis that have runs, in order, the main run's among them; [] with that one alone."""
     assert axis in AXES, axis
-    values = {r.value for r in records if r.axis == axis and r.arm == "rlp" and not r.sweep and not r.stage}
+    arm = ABLATED.get(axis, "rlp")
+    values = {r.value for r in records if r.axis == axis and r.arm == arm and not r.sweep and not r.stage}
     if values and axis in MAIN:
         values.add(MAIN[axis])
     return sorted(values)

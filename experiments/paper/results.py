@@ -18,7 +18,11 @@ BASES = ("decoder", "hybrid", "decoder_early", "decoder_late")
 ARMS = ("base", "cpt_tokens", "cpt_flops", "rpt_tokens", "rpt_flops", "rlp")
 STAGES = ("", "sft", "rlvr")  # "": after the arm itself
 # What an ablation may change, one at a time.
-AXES = ("rollouts", "thought_tokens", "kl", "tau", "horizon", "positions", "place", "advantage", "corpus")
+AXES = (
+    "rollouts", "thought_tokens", "kl", "tau", "horizon", "positions", "place", "advantage", "temperature", "rpt",
+    "corpus",
+)  # fmt: skip
+ABLATED = {"rpt": "rpt_tokens"}  # the arm that an axis changes, where it is not RLP
 METRICS = ("pass1", "greedy", "plain")  # sampled with a thought, greedy with a thought, without a thought
 
 

@@ -12,7 +12,8 @@ which they are made: the main table first.
 - Post-training: SFT, then RLVR, the same for each arm, each with a sweep of its own that starts from the arm's best
   sweep run.
 - Ablations change one setting of RLP each; `main--rlp` is the point in their middle. But for positions a document:
-  there all points read longer documents, fewer where each has more positions, so that all generate as much.
+  there all points read longer documents, fewer where each has more positions, so that all generate as much. `rpt`
+  changes one of RPT's, to tell what it owes to them; `main--rpt_tokens` is the point beside them.
 """
 
 import dataclasses
@@ -40,13 +41,16 @@ ABLATIONS: dict[str, tuple[Any, ...]] = {
     "horizon": (2, 4),
     "place": ("anywhere",),
     "advantage": ("normalised",),
+    "temperature": (0.8, 1.0),
 }
+RPT_WITHOUT = {"one round": {"rounds": 1}, "any entropy": {"entropy_threshold": 0.0}}
 FIELDS = {
     "rollouts": "group_size",
     "thought_tokens": "thought_tokens",
     "kl": "kl_coefficient",
     "tau": "ema_decay",
     "horizon": "horizon",
+    "temperature": "temperature",
 }
 POSITIONS_A_STEP = 32  # documents times positions, as in every other run
 # One corpus, or several in equal parts; all six are the main runs', which are half one kind, half the other.
@@ -121,7 +125,8 @@ class Study:
 
 def study() -> Study:
     early_and_late = [run for base in ("decoder_early", "decoder_late") for run in other_base(base)]
-    return Study((*everything("decoder"), *mixes(), *ablations(), *early_and_late, *everything("hybrid", HYBRID_ARMS)))
+    decoder = (*everything("decoder"), *mixes(), *ablations(), *rpt_ablations())
+    return Study((*decoder, *early_and_late, *everything("hybrid", HYBRID_ARMS)))
 
 
 def everything(base: str, arms: tuple[str, ...] = ARMS) -> Iterable[Run]:
@@ -199,6 +204,17 @@ def ablations() -> Iterable[Run]:
         for value in values:
             config = with_value(axis, value)
             yield from (ablation(axis, value, config, seed) for seed in SEEDS)
+
+
+def rpt_ablations() -> Iterable[Run]:
+    """RPT on RLP's documents, with one of its own settings changed."""
+    settings = configs.rpt()
+    for value, changes in RPT_WITHOUT.items():
+        config = dataclasses.replace(settings, rpt=dataclasses.replace(settings.rpt, **changes))
+        for seed in SEEDS:
+            name = named("decoder", "rpt", value.replace(" ", "_"), f"seed{seed}")
+            changed = {"name": name, "config": seeded(config, seed), "axis": "rpt", "value": value}
+            yield dataclasses.replace(main_run("decoder", "rpt_tokens", seed), **changed)
 
 
 def with_value(axis: str, value: Any) -> Config:

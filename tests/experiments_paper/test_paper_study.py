@@ -9,7 +9,7 @@ import pytest
 
 from experiments.paper import configs
 from experiments.paper.pretrain import BASES
-from experiments.paper.study import ARMS, HYBRID_ARMS, RATES, SEEDS, best, overall, resolved, study
+from experiments.paper.study import ARMS, HYBRID_ARMS, RATES, RPT_WITHOUT, SEEDS, best, overall, resolved, study
 from rlp_jax.settings import validate
 
 
@@ -68,7 +68,7 @@ def test_every_setting_is_valid_and_a_rate_takes_its_cosine_along(runs):
 def test_a_rival_is_matched_to_the_rlp_run_of_its_seed(runs):
     by_name = {run.name: run for run in runs}
     rivals = [run for run in runs if run.match and not run.sweep]
-    assert len(rivals) == (len(ARMS) - 1 + len(HYBRID_ARMS) - 1) * len(SEEDS)
+    assert len(rivals) == (len(ARMS) - 1 + len(RPT_WITHOUT) + len(HYBRID_ARMS) - 1) * len(SEEDS)
     for run in rivals:
         rlp = by_name[run.match_run]
         assert (rlp.arm, rlp.seed, rlp.base, rlp.axis) == ("rlp", run.seed, run.base, "")
@@ -98,6 +98,11 @@ def test_an_ablation_changes_one_setting(runs):
         if run.axis == "place":
             data = dataclasses.replace(run.config.data, span_pattern=main.data.span_pattern)
             assert dataclasses.replace(run.config, data=data, seed=0) == main != run.config
+        elif run.axis == "rpt":
+            rpt = configs.rpt()
+            assert dataclasses.replace(run.config, rpt=rpt.rpt, seed=0) == rpt != run.config
+            differing = [name for name, value in vars(rpt.rpt).items() if getattr(run.config.rpt, name) != value]
+            assert len(differing) == 1 and run.arm == "rpt_tokens" and run.match == "tokens"
         elif run.axis not in ("", "corpus", "positions"):
             assert dataclasses.replace(run.config, rlp=main.rlp, seed=0) == main
             fields = [f.name for f in dataclasses.fields(main.rlp)]
