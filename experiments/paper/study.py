@@ -31,7 +31,9 @@ SEEDS = (1, 2, 3)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # of every arm
 POST_RATES = {"sft": (3e-4, 1e-3, 3e-3, 1e-2), "rlvr": (3e-5, 1e-4, 3e-4, 1e-3)}  # after every arm
 ARMS = ("rlp", "cpt_tokens", "rpt_tokens", "cpt_flops", "rpt_flops")  # trained in this order
+POST_TRAINED = ("base", *ARMS)
 HYBRID_ARMS = ("rlp", "cpt_tokens")  # the paper's Table 2 has the first, beside the base
+HYBRID_POST_TRAINED = ("base", "rlp")  # as there
 ABLATIONS: dict[str, tuple[Any, ...]] = {
     "rollouts": (2, 4, 8, 32),
     "thought_tokens": (2, 4, 8, 32),
@@ -126,16 +128,16 @@ class Study:
 def study() -> Study:
     early_and_late = [run for base in ("decoder_early", "decoder_late") for run in other_base(base)]
     decoder = (*everything("decoder"), *mixes(), *ablations(), *rpt_ablations())
-    return Study((*decoder, *early_and_late, *everything("hybrid", HYBRID_ARMS)))
+    return Study((*decoder, *early_and_late, *everything("hybrid", HYBRID_ARMS, HYBRID_POST_TRAINED)))
 
 
-def everything(base: str, arms: tuple[str, ...] = ARMS) -> Iterable[Run]:
+def everything(base: str, arms: tuple[str, ...] = ARMS, post_trained: tuple[str, ...] = POST_TRAINED) -> Iterable[Run]:
     """The main table of a base: sweeps, arms, post-training."""
     yield base_run(base)
     for arm in arms:
         yield from sweep_of(base, arm)
         yield from (main_run(base, arm, seed) for seed in SEEDS)
-    for arm in ("base", *arms):
+    for arm in post_trained:
         yield from post_training(base, arm)
 
 

@@ -9,7 +9,19 @@ import pytest
 
 from experiments.paper import configs
 from experiments.paper.pretrain import BASES
-from experiments.paper.study import ARMS, HYBRID_ARMS, RATES, RPT_WITHOUT, SEEDS, best, overall, resolved, study
+from experiments.paper.study import (
+    ARMS,
+    HYBRID_ARMS,
+    HYBRID_POST_TRAINED,
+    POST_TRAINED,
+    RATES,
+    RPT_WITHOUT,
+    SEEDS,
+    best,
+    overall,
+    resolved,
+    study,
+)
 from rlp_jax.settings import validate
 
 
@@ -40,8 +52,8 @@ def test_the_main_table_of_the_decoder_comes_first(runs):
 
 
 def test_all_rivals_try_the_same_rates_and_have_as_many_seeds(runs):
-    for base, trained in (("decoder", ARMS), ("hybrid", HYBRID_ARMS)):
-        for stage, arms in (("", trained), ("sft", ("base", *trained)), ("rlvr", ("base", *trained))):
+    for base, trained, after in (("decoder", ARMS, POST_TRAINED), ("hybrid", HYBRID_ARMS, HYBRID_POST_TRAINED)):
+        for stage, arms in (("", trained), ("sft", after), ("rlvr", after)):
             tried = {}
             for arm in arms:
                 of_arm = [r for r in runs if (r.base, r.stage, r.arm, r.axis) == (base, stage, arm, "")]
