@@ -19,12 +19,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from rlp_jax import manifest
 from rlp_jax.checkpoints_io.load import open_model
 from rlp_jax.config import CheckpointConfig, Config
 from rlp_jax.models.transformer import LanguageModel
-from rlp_jax.settings import from_json
+from rlp_jax.settings import read_config
 from rlp_jax.sharding import with_shardings
 from rlp_jax.state import TrainState
 from rlp_jax.storage import StorageError, advice, reason, retried
@@ -254,6 +255,7 @@ def restore_params(
     like: chex.ArrayTree,
     names: tuple[str, ...] = ("params",),
     say: Callable[[str], None] = on_stderr,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, chex.ArrayTree], int]:
     """Trees of parameters of a run directory's latest intact checkpoint, without the optimizer's state. Writes nothing.
 
@@ -262,9 +264,10 @@ def restore_params(
       like: parameters of the same shapes: numpy arrays, on any device, or ShapeDtypeStructs.
       names: "params", "ema_params" or both.
       say: told of damaged checkpoints.
+      mesh: shard the parameters over it.
 
     Returns:
-      ({name: parameters on the default device}, step of the checkpoint).
+      ({name: parameters on the mesh or else on the default device}, step of the checkpoint).
 
     Raises:
       CheckpointError: no checkpoint, or it cannot be read.
@@ -274,7 +277,7 @@ def restore_params(
         raise CheckpointError(f"{directory} does not exist: the run has saved no checkpoint yet")
     step, _ = latest_intact(directory, say)
     with ocp.CheckpointManager(directory, options=READ_ONLY) as manager:
-        tree = with_shardings(like, mesh=None)
+        tree = with_shardings(like, mesh)
         abstract = dict.fromkeys(names, tree)
         args = ocp.args.PyTreeRestore(
             abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
@@ -297,20 +300,20 @@ class LoadedRun(NamedTuple):
     step: int
 
 
-def load_run(run_dir: Path, names: tuple[str, ...] = ("params", "ema_params")) -> LoadedRun:
+def load_run(run_dir: Path, names: tuple[str, ...] = ("params", "ema_params"), mesh: Mesh | None = None) -> LoadedRun:
     """Model, tokenizer and trained parameters of a run directory; the weights it started from are not read.
 
     Args:
       run_dir: a run directory.
       names: "params", "ema_params" or both, what to read.
+      mesh: shard the parameters over it.
 
     Raises:
       ValueError: not a run directory, no checkpoint in it, or its model can no longer be found.
     """
-    file = Path(run_dir) / "config.json"
-    config = from_json(file.read_text(encoding="utf-8"), str(file))
+    config = read_config(run_dir)
     opened = open_model(config.model, config.compute_dtype)
-    trained, step = restore_params(run_dir, opened.abstract(), names)
+    trained, step = restore_params(run_dir, opened.abstract(), names, mesh=mesh)
     return LoadedRun(config, opened.model, trained.get("params"), trained.get("ema_params"), opened.tokenizer, step)
 
 

@@ -109,6 +109,12 @@ def from_json(text: str, where: str) -> Config:
         raise ConfigError(f"{where} is not a run's config.json: {error}") from error
 
 
+def read_config(run_dir: Path) -> Config:
+    """The config of a run directory. Raises ConfigError where it has another version's."""
+    file = Path(run_dir) / "config.json"
+    return from_json(file.read_text(encoding="utf-8"), str(file))
+
+
 def is_run(path: Path) -> bool:
     """Whether a path is a run directory rather than a model: a model's config.json has no optimizer."""
     file = Path(path) / "config.json"

@@ -35,6 +35,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--experiment", help="take the thought's template from it (default: as for sample)")
     parser.add_argument("--seed", type=int, help="of the samples")
     parser.add_argument("--batch", type=int, metavar="N", help="responses decoded at a time")
+    parser.add_argument("--mesh", metavar="AXIS=N[,AXIS=N]", help="devices along data, fsdp and tensor (default: as "
+                        "the run had them, where they are as many; else weights over all)")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIRECTORY",
                         help="of the records (default: RUN/evals/STEP or evals/MODEL)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     request = Request(
         args.model, tasks, args.data, SuiteConfig(**given), args.limit, args.ema, args.experiment, args.text, args.out,
-        args.classes,
+        args.classes, args.mesh,
     )  # fmt: skip
     try:
         result = evaluate(request, lambda text: print(text, file=sys.stderr, flush=True))

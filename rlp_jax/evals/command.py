@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load
-from rlp_jax.config import Config, ConfigError, SuiteConfig
+from rlp_jax.config import Config, ConfigError, MeshConfig, SuiteConfig
 from rlp_jax.data.template import template_tokens
 from rlp_jax.evals.alarms import of_run
 from rlp_jax.evals.examine import Examinee, fingerprint, run_task
@@ -24,8 +26,10 @@ from rlp_jax.evals.where import NAME as GAIN
 from rlp_jax.evals.where import file_documents, heldout_documents, run_gain
 from rlp_jax.evals.where_table import lines as gain_lines
 from rlp_jax.nearest import suggest
+from rlp_jax.overrides import override
 from rlp_jax.report.run import read_run
-from rlp_jax.settings import experiment_of, is_run, load_experiment
+from rlp_jax.settings import experiment_of, is_run, load_experiment, read_config
+from rlp_jax.sharding import make_mesh, mesh_shape
 from rlp_jax.writers import strict
 
 AVERAGES = {
@@ -41,7 +45,7 @@ class Request(NamedTuple):
 
     model: preset, Hugging Face directory, GGUF file or run directory. data, limit, experiment, text: as on the command
     line. ema: of a run, evaluate the moving average. out: where the records go; None: beside the run, or evals/NAME.
-    classes: file of token classes, for gain.
+    classes: file of token classes, for gain. mesh: devices along its axes, as data=2,tensor=4; see `mesh_for`.
     """
 
     model: str
@@ -54,6 +58,7 @@ class Request(NamedTuple):
     text: str | None = None
     out: Path | None = None
     classes: Path | None = None
+    mesh: str | None = None
 
 
 def check(request: Request) -> None:
@@ -117,22 +122,25 @@ def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     }  # fmt: skip
     rules = read_rules(request.classes) if request.classes else ()
     config = load_experiment(request.experiment) if request.experiment else None
-    if is_run(request.model):
-        run = load_run(request.model)
+    trained = read_config(request.model) if is_run(request.model) else None
+    layout = mesh_for(request.mesh, trained, jax.device_count())
+    mesh = make_mesh(layout)
+    if trained:
+        run = load_run(request.model, mesh=mesh)
         model, tokenizer, config = run.model, run.tokenizer, config or run.config
         params, baseline = (run.ema_params if request.ema else run.params), run.ema_params
         place = Path(request.model) / "evals" / f"{run.step}{'-ema' if request.ema else ''}"
     elif request.ema:
         raise ConfigError(f"--ema: {request.model} is not a run directory, it has no moving average")
     else:
-        model, params, tokenizer = load(request.model)
+        model, params, tokenizer = load(request.model, mesh=mesh)
         baseline, config = params, config or experiment_of(request.model)
         place = Path("evals") / Path(request.model).name
     out = request.out or place
     settings = resolved(request.settings, config)
-    config = config or Config()
+    config = dataclasses.replace(config or Config(), mesh=layout)
     template = template_tokens(config.template, tokenizer)
-    examinee = Examinee(model, params, tokenizer, template, fingerprint(params))
+    examinee = Examinee(model, params, tokenizer, template, fingerprint(params), layout)
     results = {}
     for name in request.tasks:
         path = out / f"{name}.jsonl"
@@ -161,6 +169,33 @@ def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
             results[name] = summarise(run_task(examinee, TASKS[name], problems[name], settings, path, say))
     scored = {name: result for name, result in results.items() if name in TASKS}
     return {"model": request.model, "out": str(out), "tasks": results, **(averages(scored) if scored else {})}
+
+
+def mesh_for(given: str | None, config: Config | None, devices: int) -> MeshConfig:
+    """How the model and its documents are split over the devices there: as the user says; without, as the run was,
+    where as many devices divide that way; else weights over all of them.
+
+    Args:
+      given: `axis=devices` and `rollout=layout`, with commas between. config: the run's, None for a model.
+
+    Raises:
+      ConfigError: no such axis, or axes that do not multiply to the devices.
+    """
+    if given is not None:
+        parts = [part.strip() for part in given.split(",")]
+        if not all("=" in part for part in parts):
+            raise ConfigError(f"--mesh {given}: write axes and devices, for instance data=2,tensor=4")
+        mesh = override(Config(), [f"mesh.{part}" for part in parts]).mesh
+        mesh_shape(mesh, devices)
+        return mesh
+    split = MeshConfig(data=1, fsdp=-1)
+    if config is None:
+        return split
+    try:
+        mesh_shape(config.mesh, devices)
+    except ConfigError:
+        return split
+    return config.mesh
 
 
 def resolved(settings: SuiteConfig, config: Config | None) -> SuiteConfig:

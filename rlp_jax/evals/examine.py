@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlp_jax.config import ConfigError, SuiteConfig
+from rlp_jax.config import ConfigError, MeshConfig, SuiteConfig
 from rlp_jax.data.documents import stable_hash
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.evals import verify
@@ -25,13 +25,14 @@ from rlp_jax.models.transformer import LanguageModel, Params
 
 
 class Examinee(NamedTuple):
-    """A model with what it takes to ask it. weights: a fingerprint of the parameters."""
+    """A model with what it takes to ask it. weights: a fingerprint of the parameters. mesh: see `Decoder`."""
 
     model: LanguageModel
     params: Params
     tokenizer: Any
     template: TemplateTokens
     weights: str
+    mesh: MeshConfig = MeshConfig()
 
 
 def fingerprint(params: Params) -> str:
@@ -152,7 +153,8 @@ class Asker:
         prompts = [one.tokens for one in asked]
         rows = max(1, settings.batch // max(1, settings.samples))
         decoder = Decoder(
-            examinee.model, examinee.params, settings.max_tokens, temperature, self._ends_SV, rows=rows
+            examinee.model, examinee.params, settings.max_tokens, temperature, self._ends_SV, rows=rows,
+            mesh=examinee.mesh,
         )  # fmt: skip
         if not settings.think:
             responses = decode(decoder, prompts, ids, samples, keys[0])

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlp_jax.config import MeshConfig
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.sampling import Rollout, thought_keys
+from rlp_jax.sharding import document_shards, in_rollout_layout, mesh_of, over, place_batch
 
 GREEDY = 1e-6  # a temperature at which only the likeliest token, or its equals, can be drawn
 # Prompts are padded to multiples of so many tokens, automata to multiples of so many states: few shapes to compile.
@@ -29,7 +31,8 @@ class Decoder(NamedTuple):
     """How to continue prompts.
 
     max_tokens: of a response, its end-of-text token included. close: tokens that end it too; none for an answer.
-    rows: prompts decoded together. ends_SV: of `stop_table`.
+    rows: prompts decoded together; where parameters lie over a mesh, the next multiple of its shares of documents.
+    ends_SV: of `stop_table`. mesh: how weights are laid out while sampling over a mesh (`rollout`).
     """
 
     model: LanguageModel
@@ -39,6 +42,7 @@ class Decoder(NamedTuple):
     ends_SV: np.ndarray | None
     close: tuple[int, ...] = ()
     rows: int = 8
+    mesh: MeshConfig = MeshConfig()
 
 
 class Sampled(NamedTuple):
@@ -68,6 +72,8 @@ def decode(
                 f"a prompt has {len(tokens)} tokens: with a response of {decoder.max_tokens} the model's context of "
                 f"{decoder.model.config.max_positions} holds 1 to {room}"
             )
+    shards = document_shards(mesh_of(decoder.params))
+    decoder = decoder._replace(rows=-(-decoder.rows // shards) * shards)
     responses: list[list[Sampled]] = [[] for _ in prompts]
     # The engine reads the last token of a prompt as its opening tag, which is the same for a whole batch.
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i][-1], len(prompts[i])))
@@ -87,10 +93,13 @@ def _batch(decoder, prompts, ids, batch: list[int], last: int, samples: int, key
     for row, i in enumerate(filled):
         tokens_BT[row, : length_B[row]] = prompts[i][:-1]
     key_BR = thought_keys(key, np.array([ids[i] for i in filled], np.uint32), length_B[:, None], samples)[:, 0]
-    rollout = _respond(
-        decoder.model, decoder.max_tokens, decoder.close, decoder.params, tokens_BT, length_B, last, key_BR,
-        decoder.temperature, decoder.ends_SV,
-    )  # fmt: skip
+    mesh = mesh_of(decoder.params)
+    rows = place_batch((tokens_BT, length_B, key_BR), mesh)
+    with over(mesh):
+        rollout = _respond(
+            decoder.model, decoder.max_tokens, decoder.close, decoder.mesh, decoder.params, *rows, last,
+            decoder.temperature, decoder.ends_SV,
+        )  # fmt: skip
     tokens_BRL, length_BR, stopped_BR = (np.asarray(x) for x in rollout[:3])
     return [
         [
@@ -107,15 +116,22 @@ def padded(length: int) -> int:
     return max(1, -(-length // multiple)) * multiple
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _respond(model, max_tokens: int, close, params, tokens_BT, length_B, last, key_BR, temperature, ends_SV) -> Rollout:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _respond(
+    model, max_tokens: int, close, mesh: MeshConfig, params, tokens_BT, length_B, key_BR, last, temperature, ends_SV
+) -> Rollout:
     """Reads prompts, all but their common last token, and continues them."""
     R = key_BR.shape[1]
     _, cache = model.hidden(params, tokens_BT, stops_BK=length_B[:, None])
-    return sample_thoughts(
-        model, params, cache, jnp.repeat(length_B[:, None], R, 1), (last,), close, key_BR, max_tokens, temperature,
-        group_size=R, ends=ends_SV,
-    )  # fmt: skip
+
+    def sample(params, cache, length_BR, key_BR):
+        return sample_thoughts(
+            model, params, cache, length_BR, (last,), close, key_BR, max_tokens, temperature, group_size=R,
+            ends=ends_SV,
+        )  # fmt: skip
+
+    rows = jnp.repeat(length_B[:, None], R, 1), key_BR
+    return in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, *rows)
 
 
 def finish(tokenizer, sampled: Sampled, stop: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rlp_jax.config import Config, ConfigError, SuiteConfig
 from rlp_jax.data.documents import TokenizedDocument
@@ -18,6 +19,7 @@ from rlp_jax.data.template import TemplateTokens, check_lengths
 from rlp_jax.evals import likelihood
 from rlp_jax.evals.records import Records
 from rlp_jax.models.transformer import LanguageModel, Params
+from rlp_jax.sharding import mesh_of, place_batch
 from rlp_jax.state import Purpose, step_key
 
 NAME = "perplexity"
@@ -56,11 +58,13 @@ def with_settings(config: Config, settings: SuiteConfig) -> Config:
     )
 
 
-def batches_and_key(config: Config, documents: list[TokenizedDocument], pad_id: int) -> tuple[list[Batch], jax.Array]:
-    """The batches of documents to think about, and the key of positions and thoughts."""
+def batches_and_key(
+    config: Config, documents: list[TokenizedDocument], pad_id: int, mesh: Mesh | None
+) -> tuple[list[Batch], jax.Array]:
+    """The batches of documents to think about, on the mesh, and the key of positions and thoughts."""
     rows = min(config.eval.batch_documents, len(documents))
     batches = heldout_batches(documents, rows, len(documents), config.data.document_tokens, pad_id)
-    return batches, step_key(config.seed, 0, Purpose.EVALUATION)
+    return [place_batch(batch, mesh) for batch in batches], step_key(config.seed, 0, Purpose.EVALUATION)
 
 
 def what_decides(
@@ -112,7 +116,7 @@ def run_perplexity(
             f"{', '.join(config.data.sources)} has {len(documents)} documents of at least {config.data.min_tokens} "
             "tokens: the shuffled control needs the thought of another document, so at least 2"
         )
-    batches, key = batches_and_key(config, documents, tokenizer.pad_id)
+    batches, key = batches_and_key(config, documents, tokenizer.pad_id, mesh_of(params))
     decided = what_decides(NAME, config, documents, template, weights)
     with Records(path, decided, say) as records:
         for number in range(len(records.rows), len(batches)):

@@ -84,7 +84,7 @@ def run_gain(
             f"{len(documents)} documents to think about: the shuffled control needs the thought of another document, "
             "so at least 2"
         )
-    batches, key = batches_and_key(config, documents, tokenizer.pad_id)
+    batches, key = batches_and_key(config, documents, tokenizer.pad_id, mesh_of(params))
     decided = what_decides(NAME, config, documents, template, weights)
     decided["classes"] = [[name, pattern.pattern] for name, pattern in rules]
     with Records(path, decided, say) as records:

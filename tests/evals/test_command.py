@@ -3,16 +3,18 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
+from eight_devices import on_eight_devices
 from tiny_run import LLAMA, hasty_compilation, tiny_config, write_documents, write_model
 
 from rlp_jax.checkpoint import Checkpoints, Position
 from rlp_jax.checkpoints_io.load import load
 from rlp_jax.cli import main
-from rlp_jax.config import Config, SuiteConfig, to_json
-from rlp_jax.evals.command import resolved
+from rlp_jax.config import Config, ConfigError, MeshConfig, SuiteConfig, to_json
+from rlp_jax.evals.command import mesh_for, resolved
 from rlp_jax.optimizer import make_optimizer
 from rlp_jax.settings import from_json
 from rlp_jax.state import init_state
@@ -100,6 +102,57 @@ def test_thinking_takes_the_runs_template(root, tmp_path, capsys):
     evaluated(capsys, root / "run", *arguments, "--out", tmp_path)
     head, record = (json.loads(line) for line in (tmp_path / "mmlu.jsonl").read_text().splitlines())
     assert head["settings"]["thought_tokens"] == 5 and record["greedy"]["thought_tokens"] <= 5
+
+
+def test_eight_devices_say_what_one_does(root, tmp_path, capsys):
+    """Weights and documents over a mesh: the same responses, and figures that differ by rounding."""
+    on_files = ["--tasks", "perplexity", "--data", str(root / "documents.jsonl"), "--positions", "2"]
+    on_problems = ["--tasks", "mmlu", "--data", str(root), "--shots", "0", "--max-tokens", "4", "--samples", "2"]
+    wanted = {task: evaluated(capsys, root / "run", *arguments, "--out", tmp_path / "one")[0]["tasks"][task]
+              for task, arguments in (("perplexity", on_files), ("mmlu", on_problems))}  # fmt: skip
+    program = """
+        import json, sys
+        import jax
+        from rlp_jax.cli import main
+        from rlp_jax.evals import command
+
+        mesh, *runs = sys.argv[1:]
+        plain = command.fingerprint
+
+        def fingerprint(params):
+            print({leaf.sharding.num_devices for leaf in jax.tree.leaves(params)})
+            return plain(params)
+
+        command.fingerprint = fingerprint
+        for arguments in map(json.loads, runs):
+            main(["eval", *arguments, "--json", "--mesh", mesh])
+    """
+    out = tmp_path / "eight"
+    runs = [json.dumps([str(root / "run"), *arguments, "--out", str(out)]) for arguments in (on_files, on_problems)]
+    lines = on_eight_devices(program, "data=2,fsdp=2,tensor=2,rollout=gathered", *runs).splitlines()
+    assert lines.count("{8}") == 3  # of the weights that answer, twice, and of both that are compared
+    results = [json.loads(line)["tasks"] for line in lines if line.startswith('{"')]
+    found = {task: row for result in results for task, row in result.items()}
+    for task, row in wanted.items():
+        for name, value in row.items():
+            assert found[task][name] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-4)), name
+    one, eight = ((place / "mmlu.jsonl").read_text().splitlines()[1:] for place in (tmp_path / "one", out))
+    assert sorted(one) == sorted(eight)
+
+
+def test_over_which_devices():
+    run = Config(mesh=MeshConfig(data=2, tensor=4))
+    assert mesh_for(None, None, 8) == MeshConfig(data=1, fsdp=-1)
+    assert mesh_for(None, run, 8) == run.mesh and mesh_for(None, run, 4) == MeshConfig(data=1, fsdp=-1)
+    assert mesh_for("tensor=4, rollout=gathered", run, 8) == MeshConfig(tensor=4, rollout="gathered")
+    for given, message in (
+        ("tensor=3", "tensor=3 needs a multiple of 3 devices, there are 8"),
+        ("model=3", "unknown setting 'mesh.model'"),
+        ("tensor=x", "mesh.tensor is 'x': write a whole number"),
+        ("4", "--mesh 4: write axes and devices, for instance data=2,tensor=4"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            mesh_for(given, run, 8)
 
 
 def test_what_the_run_decides():
