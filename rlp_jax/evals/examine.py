@@ -18,7 +18,7 @@ from rlp_jax.config import ConfigError, MeshConfig, SuiteConfig
 from rlp_jax.data.documents import stable_hash
 from rlp_jax.data.template import TemplateTokens
 from rlp_jax.evals import verify
-from rlp_jax.evals.generation import GREEDY, Decoder, Sampled, decode, finish, stop_table
+from rlp_jax.evals.generation import GREEDY, Decoder, Sampled, common, decode, finish, stop_table
 from rlp_jax.evals.records import Record, Records
 from rlp_jax.evals.tasks import LETTERS, Problem, Task, prompt
 from rlp_jax.models.transformer import LanguageModel, Params
@@ -71,7 +71,8 @@ def run_task(
                 raise ConfigError(f"{path}: problem {one.problem.id} is another one there: choose another --out")
         left = sorted((one for one in asked if one.problem.id not in done), key=lambda one: len(one.tokens))
         if left:
-            ask = Asker(examinee, task, settings)
+            # Of all problems, answered or not: what a killed evaluation still asks is read as it would have been.
+            ask = Asker(examinee, task, settings, common([one.tokens for one in asked]))
             at_once = max(1, settings.batch // max(1, settings.samples))
             for start in range(0, len(left), at_once):
                 records.add(ask(left[start : start + at_once]))
@@ -123,8 +124,8 @@ class Asked:
 class Asker:
     """Asks problems and judges the responses; programs are compiled once."""
 
-    def __init__(self, examinee: Examinee, task: Task, settings: SuiteConfig):
-        self._examinee, self._task, self._settings = examinee, task, settings
+    def __init__(self, examinee: Examinee, task: Task, settings: SuiteConfig, shared: int):
+        self._examinee, self._task, self._settings, self._shared = examinee, task, settings, shared
         self._stop = prompt(task, Problem(0, "", "", (), ""), settings.shots)[1]
         self._ends_SV = stop_table(examinee.tokenizer, examinee.model.config.vocab_size, self._stop)
 
@@ -154,7 +155,7 @@ class Asker:
         rows = max(1, settings.batch // max(1, settings.samples))
         decoder = Decoder(
             examinee.model, examinee.params, settings.max_tokens, temperature, self._ends_SV, rows=rows,
-            mesh=examinee.mesh,
+            mesh=examinee.mesh, shared=self._shared,
         )  # fmt: skip
         if not settings.think:
             responses = decode(decoder, prompts, ids, samples, keys[0])

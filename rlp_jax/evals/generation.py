@@ -3,6 +3,8 @@
 
 A response stops at the model's end-of-text tokens and where a stop string begins. The engine is told both as one
 automaton over tokens, so that a batch ends when its last response has, however its tokens cut the strings up.
+
+Prompts of a benchmark begin with the same worked examples, which are most of them: these are read once a batch.
 """
 
 import functools
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlp_jax.config import MeshConfig
+from rlp_jax.models.cache import Cache, fork
 from rlp_jax.models.transformer import LanguageModel, Params
 from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.sampling import Rollout, thought_keys
@@ -24,6 +27,7 @@ GREEDY = 1e-6  # a temperature at which only the likeliest token, or its equals,
 # Prompts are padded to multiples of so many tokens, automata to multiples of so many states: few shapes to compile.
 PAD_MULTIPLE = 64
 PAD_MULTIPLE_LONG = 256  # beyond this many tokens
+SMALLEST_OWN = 128  # what follows tokens that prompts share: each size is twice the one before
 STATES_MULTIPLE = 32
 
 
@@ -32,7 +36,8 @@ class Decoder(NamedTuple):
 
     max_tokens: of a response, its end-of-text token included. close: tokens that end it too; none for an answer.
     rows: prompts decoded together; where parameters lie over a mesh, the next multiple of its shares of documents.
-    ends_SV: of `stop_table`. mesh: how weights are laid out while sampling over a mesh (`rollout`).
+    ends_SV: of `stop_table`. mesh: how weights are laid out while sampling over a mesh (`rollout`). shared: all prompts
+    begin with the same so many tokens (of `common`).
     """
 
     model: LanguageModel
@@ -43,6 +48,7 @@ class Decoder(NamedTuple):
     close: tuple[int, ...] = ()
     rows: int = 8
     mesh: MeshConfig = MeshConfig()
+    shared: int = 0
 
 
 class Sampled(NamedTuple):
@@ -50,6 +56,15 @@ class Sampled(NamedTuple):
 
     tokens: list[int]
     stopped: bool
+
+
+def common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, rounded down so that few counts are compiled; the last one of a prompt is
+    not among them."""
+    least, most = min(prompts), max(prompts)  # in the order of dictionaries: what these two share all do
+    last = min(len(least), len(most), *map(len, prompts)) - 1
+    same = next((n for n in range(last) if least[n] != most[n]), last)
+    return same // PAD_MULTIPLE * PAD_MULTIPLE
 
 
 def decode(
@@ -73,7 +88,9 @@ def decode(
                 f"{decoder.model.config.max_positions} holds 1 to {room}"
             )
     shards = document_shards(mesh_of(decoder.params))
-    decoder = decoder._replace(rows=-(-decoder.rows // shards) * shards)
+    # A recurrent layer keeps its state at stops of documents, not of branches: a hybrid reads every prompt whole.
+    shared = 0 if decoder.model.config.hybrid else decoder.shared
+    decoder = decoder._replace(rows=-(-decoder.rows // shards) * shards, shared=shared)
     responses: list[list[Sampled]] = [[] for _ in prompts]
     # The engine reads the last token of a prompt as its opening tag, which is the same for a whole batch.
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i][-1], len(prompts[i])))
@@ -89,7 +106,11 @@ def decode(
 def _batch(decoder, prompts, ids, batch: list[int], last: int, samples: int, key) -> list[list[Sampled]]:
     filled = batch + [batch[0]] * (decoder.rows - len(batch))
     length_B = np.array([len(prompts[i]) - 1 for i in filled], np.int32)
-    tokens_BT = np.zeros((len(filled), padded(int(length_B.max()))), np.int32)
+    longest = int(length_B.max())
+    columns = padded(longest)
+    if decoder.shared:
+        columns = decoder.shared + max(SMALLEST_OWN, 1 << (longest - decoder.shared - 1).bit_length())
+    tokens_BT = np.zeros((len(filled), columns), np.int32)
     for row, i in enumerate(filled):
         tokens_BT[row, : length_B[row]] = prompts[i][:-1]
     key_BR = thought_keys(key, np.array([ids[i] for i in filled], np.uint32), length_B[:, None], samples)[:, 0]
@@ -97,8 +118,8 @@ def _batch(decoder, prompts, ids, batch: list[int], last: int, samples: int, key
     rows = place_batch((tokens_BT, length_B, key_BR), mesh)
     with over(mesh):
         rollout = _respond(
-            decoder.model, decoder.max_tokens, decoder.close, decoder.mesh, decoder.params, *rows, last,
-            decoder.temperature, decoder.ends_SV,
+            decoder.model, decoder.max_tokens, decoder.close, decoder.mesh, decoder.shared, document_shards(mesh),
+            decoder.params, *rows, last, decoder.temperature, decoder.ends_SV,
         )  # fmt: skip
     tokens_BRL, length_BR, stopped_BR = (np.asarray(x) for x in rollout[:3])
     return [
@@ -116,13 +137,17 @@ def padded(length: int) -> int:
     return max(1, -(-length // multiple)) * multiple
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _respond(
-    model, max_tokens: int, close, mesh: MeshConfig, params, tokens_BT, length_B, key_BR, last, temperature, ends_SV
-) -> Rollout:
+    model, max_tokens: int, close, mesh: MeshConfig, shared: int, shards: int, params, tokens_BT, length_B, key_BR,
+    last, temperature, ends_SV,
+) -> Rollout:  # fmt: skip
     """Reads prompts, all but their common last token, and continues them."""
     R = key_BR.shape[1]
-    _, cache = model.hidden(params, tokens_BT, stops_BK=length_B[:, None])
+    if shared:
+        cache = _read_sharing(model, params, tokens_BT, shared, shards)
+    else:
+        _, cache = model.hidden(params, tokens_BT, stops_BK=length_B[:, None])
 
     def sample(params, cache, length_BR, key_BR):
         return sample_thoughts(
@@ -132,6 +157,24 @@ def _respond(
 
     rows = jnp.repeat(length_B[:, None], R, 1), key_BR
     return in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, *rows)
+
+
+def _read_sharing(model, params, tokens_BT, shared: int, shards: int) -> Cache:
+    """The prefill of prompts whose first `shared` tokens are the same, which each of the mesh's shares of documents
+    reads once: the rest of each prompt is a branch after them."""
+    B, T = tokens_BT.shape
+    own_NRS = tokens_BT[:, shared:].reshape(shards, B // shards, T - shared)
+    _, first = model.hidden(params, tokens_BT[:: B // shards, :shared])
+    # The barrier as in the engine's read_opening.
+    forked = jax.lax.optimization_barrier(fork(first, jnp.full(own_NRS.shape[:2], shared), T - shared))
+    _, forked = model.hidden(params, own_NRS, forked)
+
+    def joined(first_YNMPE, own_YNMRSE):
+        own = jnp.moveaxis(own_YNMRSE, -3, -4)
+        before = jnp.broadcast_to(first_YNMPE[:, :, None], (*own.shape[:-2], *first_YNMPE.shape[-2:]))
+        return jnp.concatenate([before, own], -2).reshape(len(own), B, *own.shape[3:4], T, own.shape[-1])
+
+    return Cache(joined(first.prefix_k, forked.branch_k), joined(first.prefix_v, forked.branch_v))
 
 
 def finish(tokenizer, sampled: Sampled, stop: Sequence[str]) -> str:

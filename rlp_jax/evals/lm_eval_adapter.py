@@ -23,7 +23,7 @@ from lm_eval.api.registry import register_model
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load
 from rlp_jax.data.documents import stable_hash
-from rlp_jax.evals.generation import GREEDY, Decoder, decode, finish, padded, stop_table
+from rlp_jax.evals.generation import GREEDY, Decoder, common, decode, finish, padded, stop_table
 from rlp_jax.models.vocabulary import token_logprobs
 from rlp_jax.settings import is_run
 
@@ -125,10 +125,11 @@ class RlpLM(TemplateLM):
         key = jax.random.key(self._seed)
         for (stop, max_tokens, temperature), rows in groups.items():
             ends_SV = stop_table(self.text, self.handle.config.vocab_size, stop)
-            decoder = Decoder(
-                self.handle, self.params, max_tokens, temperature or GREEDY, ends_SV, rows=self.batch_size
-            )  # fmt: skip
             prompts = [self.tok_encode(requests[i].args[0])[-(self.max_length - max_tokens) :] for i in rows]
+            decoder = Decoder(
+                self.handle, self.params, max_tokens, temperature or GREEDY, ends_SV, rows=self.batch_size,
+                shared=common(prompts),
+            )  # fmt: skip
             ids = [stable_hash("prompt", requests[i].args[0]) >> 33 for i in rows]
             for i, (sampled,) in zip(rows, decode(decoder, prompts, ids, 1, key), strict=True):
                 texts[i] = finish(self.text, sampled, stop)

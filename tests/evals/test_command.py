@@ -25,7 +25,7 @@ ROWS = [{"question": f"What is {n}?", "choices": ["a", "b"], "answer": n % 2} fo
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("eval")
-    write_model(root / "model", dataclasses.replace(LLAMA, max_positions=512))
+    write_model(root / "model", dataclasses.replace(LLAMA, max_positions=1024))
     (root / "mmlu_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     config = tiny_config(root)  # its model is the one above
     (root / "run").mkdir()
@@ -107,7 +107,7 @@ def test_thinking_takes_the_runs_template(root, tmp_path, capsys):
 def test_eight_devices_say_what_one_does(root, tmp_path, capsys):
     """Weights and documents over a mesh: the same responses, and figures that differ by rounding."""
     on_files = ["--tasks", "perplexity", "--data", str(root / "documents.jsonl"), "--positions", "2"]
-    on_problems = ["--tasks", "mmlu", "--data", str(root), "--shots", "0", "--max-tokens", "4", "--samples", "2"]
+    on_problems = ["--tasks", "mmlu", "--data", str(root), "--shots", "1", "--max-tokens", "4", "--samples", "2"]
     wanted = {task: evaluated(capsys, root / "run", *arguments, "--out", tmp_path / "one")[0]["tasks"][task]
               for task, arguments in (("perplexity", on_files), ("mmlu", on_problems))}  # fmt: skip
     program = """

@@ -12,7 +12,17 @@ from tiny_run import byte_tokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from rlp_jax.data.tokenizer import Tokenizer
-from rlp_jax.evals.generation import GREEDY, Decoder, Sampled, decode, finish, stop_table, token_texts
+from rlp_jax.evals.generation import (
+    GREEDY,
+    PAD_MULTIPLE,
+    Decoder,
+    Sampled,
+    common,
+    decode,
+    finish,
+    stop_table,
+    token_texts,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -44,6 +54,28 @@ def test_greedy_responses_are_the_naive_ones():
     wanted = [greedy(prompt, ends) for prompt in PROMPTS]
     assert {response.stopped for response in wanted} == {True, False}
     assert decode(decoder(ends_SV=ends), PROMPTS, range(5), 1, jax.random.key(0)) == [[response] for response in wanted]
+
+
+def test_what_prompts_share_is_read_once():
+    """The same responses, and those of a naive loop, when prompts are branches after what they begin with."""
+    first = [17, 4, 33, 12, 8, 40, 26]
+    prompts = [first + prompt for prompt in PROMPTS] + [[*first, 1]]  # the last adds nothing before its last token
+    assert decode(decoder(shared=7), prompts, range(6), 1, jax.random.key(0)) == [
+        [greedy(prompt, np.zeros((2, 50), int))] for prompt in prompts
+    ]
+    warm = decoder(temperature=1.0, rows=4)
+    assert decode(warm._replace(shared=5), prompts, range(6), 2, jax.random.key(1)) == decode(
+        warm, prompts, range(6), 2, jax.random.key(1)
+    )
+
+
+def test_what_prompts_share():
+    rows = [np.random.default_rng(n).integers(0, 50, 20).tolist() for n in range(4)]
+    for same in range(0, 3 * PAD_MULTIPLE, 13):
+        prompts = [[7] * same + [n] + row for n, row in enumerate(rows)]
+        assert common(prompts) == same // PAD_MULTIPLE * PAD_MULTIPLE
+    # A prompt keeps its last token: it is fed to the engine.
+    assert common([[7] * PAD_MULTIPLE] * 2) == 0 and common([[7] * (PAD_MULTIPLE + 1), [7] * 200]) == PAD_MULTIPLE
 
 
 def test_samples_depend_on_prompt_id_and_key_alone():
