@@ -4,7 +4,8 @@
 A response stops at the model's end-of-text tokens and where a stop string begins. The engine is told both as one
 automaton over tokens, so that a batch ends when its last response has, however its tokens cut the strings up.
 
-Prompts of a benchmark begin with the same worked examples, which are most of them: these are read once a batch.
+Prompts of a benchmark begin with the same worked examples, which are most of them: these are read once a batch,
+and once for every token of all its responses.
 """
 
 import functools
@@ -17,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlp_jax.config import MeshConfig
-from rlp_jax.models.cache import Cache, fork
 from rlp_jax.models.transformer import LanguageModel, Params
-from rlp_jax.rollout.engine import sample_thoughts
+from rlp_jax.rollout.engine import Own, sample_thoughts
 from rlp_jax.rollout.sampling import Rollout, thought_keys
 from rlp_jax.sharding import document_shards, in_rollout_layout, mesh_of, over, place_batch
 
@@ -143,38 +143,32 @@ def _respond(
     last, temperature, ends_SV,
 ) -> Rollout:  # fmt: skip
     """Reads prompts, all but their common last token, and continues them."""
-    R = key_BR.shape[1]
-    if shared:
-        cache = _read_sharing(model, params, tokens_BT, shared, shards)
-    else:
-        _, cache = model.hidden(params, tokens_BT, stops_BK=length_B[:, None])
+    B, R = key_BR.shape
+    length_BR, own = jnp.repeat(length_B[:, None], R, 1), None
+    if shared:  # each of the mesh's shares of documents is one document, and its prompts are positions at its end
+        own = Own(*(x.reshape(shards, B // shards, *x.shape[1:]) for x in _own(tokens_BT, length_B, last, shared)))
+        tokens_BT, length_BR = tokens_BT[:: B // shards, :shared], jnp.full((shards, B // shards * R), shared)
+        key_BR = key_BR.reshape(shards, -1)
+    _, cache = model.hidden(params, tokens_BT, stops_BK=length_B[:, None])
 
-    def sample(params, cache, length_BR, key_BR):
+    def sample(params, cache, length_BR, key_BR, own):
         return sample_thoughts(
             model, params, cache, length_BR, (last,), close, key_BR, max_tokens, temperature, group_size=R,
-            ends=ends_SV,
+            ends=ends_SV, own=own,
         )  # fmt: skip
 
-    rows = jnp.repeat(length_B[:, None], R, 1), key_BR
-    return in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, *rows)
+    rollout = in_rollout_layout(mesh, model.config.compute_dtype, sample, params, cache, length_BR, key_BR, own)
+    return jax.tree.map(lambda x: x.reshape(B, R, *x.shape[2:]), rollout)
 
 
-def _read_sharing(model, params, tokens_BT, shared: int, shards: int) -> Cache:
-    """The prefill of prompts whose first `shared` tokens are the same, which each of the mesh's shares of documents
-    reads once: the rest of each prompt is a branch after them."""
-    B, T = tokens_BT.shape
-    own_NRS = tokens_BT[:, shared:].reshape(shards, B // shards, T - shared)
-    _, first = model.hidden(params, tokens_BT[:: B // shards, :shared])
-    # The barrier as in the engine's read_opening.
-    forked = jax.lax.optimization_barrier(fork(first, jnp.full(own_NRS.shape[:2], shared), T - shared))
-    _, forked = model.hidden(params, own_NRS, forked)
-
-    def joined(first_YNMPE, own_YNMRSE):
-        own = jnp.moveaxis(own_YNMRSE, -3, -4)
-        before = jnp.broadcast_to(first_YNMPE[:, :, None], (*own.shape[:-2], *first_YNMPE.shape[-2:]))
-        return jnp.concatenate([before, own], -2).reshape(len(own), B, *own.shape[3:4], T, own.shape[-1])
-
-    return Cache(joined(first.prefix_k, forked.branch_k), joined(first.prefix_v, forked.branch_v))
+def _own(tokens_BT, length_B, last, shared: int) -> tuple[jax.Array, jax.Array]:
+    """What each prompt has after the first `shared` tokens, its last token included, at the right of its row [B, S],
+    and where that begins."""
+    S = tokens_BT.shape[1] - shared + 1
+    start_B = S - 1 - (length_B - shared)
+    index_BS = jnp.clip(shared + jnp.arange(S) - start_B[:, None], 0, tokens_BT.shape[1] - 1)
+    own_BS = jnp.take_along_axis(tokens_BT, index_BS, 1)
+    return own_BS.at[:, -1].set(last), start_B
 
 
 def finish(tokenizer, sampled: Sampled, stop: Sequence[str]) -> str:

@@ -144,6 +144,7 @@ def global_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array) 
     if cache is None:
         return View(rotary, None, None, None)
     S, prefix_mask, branch_mask, column = position_BRS.shape[-1], None, None, None
+    new_mask = jnp.tril(jnp.ones((S, S), bool))
     if keys := jax.tree.leaves(cache.prefix_k):  # a hybrid may have none
         T = keys[0].shape[-2]
         prefix_mask = (jnp.arange(T) < cache.prefix_length_BR[..., None])[:, :, None]
@@ -157,7 +158,9 @@ def global_view(cfg: ModelConfig, cache: Cache | None, position_BRS: jax.Array) 
             if cache.end_BR is not None:  # the new tokens lie outside the ring, where others wrote on after the end
                 last_S1 = cache.end_BR[..., None, None] - 1
             branch_mask = own_BR1C & (number_C <= last_S1)
-    return View(rotary, prefix_mask, branch_mask, jnp.tril(jnp.ones((S, S), bool)), column)
+            if S > 1 and column is None and cache.end_BR is None:
+                new_mask = new_mask & (cache.written + jnp.arange(S) >= cache.start_BR[..., None, None])
+    return View(rotary, prefix_mask, branch_mask, new_mask, column)
 
 
 def head_angles(position_BRS: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None):

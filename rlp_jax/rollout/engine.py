@@ -28,6 +28,7 @@ from rlp_jax.rollout.scoring import score_ended
 
 SMALLEST_RING = 64  # thought tokens that the first ring has room for
 GROWTH = 4  # each ring to the next; every size is compiled
+FEW = 16  # opening tokens that are written to the ring one by one
 LONG = 1024  # where thoughts may be so long, the last rings grow by quarters: a ring is read whole for every token
 
 
@@ -40,6 +41,19 @@ class Slots(NamedTuple):
     hidden_BQD: jax.Array  # predicts its next token
     recent_BQC: jax.Array  # its last tokens, to see the closing tag
     ending_BQ: jax.Array  # state of the automaton `ends`
+
+
+class Own(NamedTuple):
+    """Tokens of each position's own between its prefix and its thoughts: the end of a prompt, say, of which all
+    prompts of a batch share the beginning.
+
+    Attributes:
+      tokens_BKS: int32, at the right of their row; what stands before `start_BK` is not read. At least one each.
+      start_BK: int32.
+    """
+
+    tokens_BKS: jax.Array
+    start_BK: jax.Array
 
 
 class Carry(NamedTuple):
@@ -68,6 +82,7 @@ def sample_thoughts(
     unroll: bool | None = None,
     target_BRH: jax.Array | None = None,
     ends: jax.Array | None = None,
+    own: Own | None = None,
 ) -> Rollout:
     """Samples R thoughts a document: step 1 of the algorithm, c ~ pi(. | x_<t) (RLP, arXiv 2510.01265, section 3).
 
@@ -85,15 +100,20 @@ def sample_thoughts(
       limit_BR: thoughts end after this many tokens, at most L; for workloads of known lengths.
       unroll: decode with unrolled layers (`LanguageModel.unrolled`); None: on CPU, where it pays.
       target_BRH: the true tokens after each thought, to be scored as well; every thought needs a slot of its own.
+      own: what each position has between prefix and thought in place of the opening tag; not in hybrids, whose states
+        would run through the padding.
       ends: [states, V], an automaton over tokens that every thought starts in state 0: ends[s, v] is the state after
         token v, and a thought that reaches the last state has stopped.
 
     Raises:
-      ValueError: no opening tag, R is no multiple of G, or true tokens to score with fewer slots than thoughts.
+      ValueError: no opening tag, R is no multiple of G, true tokens to score with fewer slots than thoughts or after
+        tokens of each position's own, or such tokens in a hybrid.
     """
     B, R = prefix_length_BR.shape
-    if not open_tokens or R % group_size:
+    if not (open_tokens or own) or R % group_size:
         raise ValueError(f"need an opening tag (got {len(open_tokens)} tokens) and {R} a multiple of {group_size}")
+    if own and (model.config.hybrid is not None or target_BRH is not None):
+        raise ValueError("tokens of each position's own are for models without recurrent layers, and without targets")
     if backend.platform() == "cpu" if unroll is None else unroll:
         model, params, cache = model.unrolled(), unstack_layers(params), unstack_cache(cache)
     limit_BR = jnp.full((B, R), max_tokens) if limit_BR is None else jnp.minimum(limit_BR, max_tokens)
@@ -101,16 +121,21 @@ def sample_thoughts(
     if target_BRH is not None and Q < R:
         raise ValueError(f"{R} thoughts in {Q} slots overwrite each other: without them true tokens cannot be scored")
     prefix_length_BK = prefix_length_BR[:, ::group_size]
-    opening = read_opening(model, params, cache, prefix_length_BK, open_tokens)
+    if own is None:
+        tokens_BKS = jnp.broadcast_to(jnp.asarray(open_tokens, jnp.int32), (*prefix_length_BK.shape, len(open_tokens)))
+    else:
+        tokens_BKS = own.tokens_BKS
+    n_open = tokens_BKS.shape[-1]
+    opening = read_opening(model, params, cache, prefix_length_BK, tokens_BKS, own and own.start_BK)
     close_C = jnp.asarray(close_tokens, jnp.int32)
     engine = Engine(
         model, params, opening, prefix_length_BK, group_size, key_BR, limit_BR, close_C, temperature, keep,
-        hold=target_BRH is not None, ends_SV=ends,
+        hold=target_BRH is not None, ends_SV=ends, start_BK=own and own.start_BK,
     )  # fmt: skip
     sizes = ring_sizes(max_tokens)
-    carry = engine.refill(engine.idle(Q, max_tokens, len(open_tokens) + sizes[0]))
+    carry = engine.refill(engine.idle(Q, max_tokens, n_open + sizes[0]))
     for size in sizes:
-        carry = carry._replace(cache=grow(carry.cache, len(open_tokens) + size))
+        carry = carry._replace(cache=grow(carry.cache, n_open + size))
 
         def going_on(carry, size=size):
             has_room = carry.slots.taken_BQ < size
@@ -133,7 +158,7 @@ def sample_thoughts(
             carry = jax.lax.while_loop(going_on, stretch, carry)
     if target_BRH is None:
         return carry.out
-    cache = carry.cache._replace(end_BR=carry.cache.start_BR + len(open_tokens) + carry.out.length_BR)
+    cache = carry.cache._replace(end_BR=carry.cache.start_BR + n_open + carry.out.length_BR)
     scores = score_ended(model, params, cache, carry.slots.hidden_BQD, carry.out.stopped_BR, target_BRH, close_tokens)
     return carry.out._replace(target_logprob_BRH=scores.logprob, target_correct_BRH=scores.correct)
 
@@ -156,12 +181,16 @@ class Opening(NamedTuple):
 
 
 def read_opening(
-    model: LanguageModel, params: Params, cache: Cache, prefix_length_BK: jax.Array, open_tokens: tuple[int, ...]
-) -> Opening:
-    """Reads the opening tag after each prefix, once for all thoughts that start there."""
-    tokens_BKS = jnp.broadcast_to(jnp.asarray(open_tokens, jnp.int32), (*prefix_length_BK.shape, len(open_tokens)))
+    model: LanguageModel, params: Params, cache: Cache, prefix_length_BK: jax.Array, tokens_BKS: jax.Array,
+    start_BK: jax.Array | None = None,
+) -> Opening:  # fmt: skip
+    """Reads the opening tag (or tokens of each position's own, from `start_BK`) after each prefix, once for all
+    thoughts that start there."""
+    branches = fork(cache, prefix_length_BK, tokens_BKS.shape[-1])
+    if start_BK is not None:
+        branches = branches._replace(start_BR=start_BK)
     # The barrier keeps XLA from evaluating attention over the still empty room at compile time.
-    branches = jax.lax.optimization_barrier(fork(cache, prefix_length_BK, len(open_tokens)))
+    branches = jax.lax.optimization_barrier(branches)
     hidden_BKSD, branches = model.hidden(params, tokens_BKS, branches)
     return Opening(branches, hidden_BKSD[:, :, -1])
 
@@ -182,6 +211,7 @@ class Engine(NamedTuple):
     keep: Filter
     hold: bool  # an ended thought's hidden and recurrent states stay as they were after its last token
     ends_SV: jax.Array | None = None
+    start_BK: jax.Array | None = None  # of `Own`
 
     def idle(self, Q: int, max_tokens: int, columns: int) -> Carry:
         """Before the first refill: Q idle slots a document, a ring of empty columns, the first of them for the tag."""
@@ -217,7 +247,12 @@ class Engine(NamedTuple):
         def put(ring_CE, opened_SE):  # the opening tag into the columns just before the next token's
             index = position_BQ[:, None, :, None, None]
             own_SE = jnp.take_along_axis(opened_SE, index.reshape(*(1,) * (opened_SE.ndim - 5), *index.shape), -3)
-            for s in range(opened_SE.shape[-2]):
+            S = opened_SE.shape[-2]
+            if S > FEW:
+                s_C = (jnp.arange(columns) - (cache.written - opened.written)) % columns
+                own_CE = jnp.take(own_SE, jnp.minimum(s_C, S - 1), -2)
+                return jnp.where(new_BQ[:, None, :, None, None] & (s_C < S)[:, None], own_CE, ring_CE)
+            for s in range(S):
                 at = (cache.written - opened.written + s) % columns
                 old_1E = jax.lax.dynamic_slice_in_dim(ring_CE, at, 1, -2)
                 new_1E = jnp.where(new_BQ[:, None, :, None, None], own_SE[..., s : s + 1, :], old_1E)
@@ -225,6 +260,9 @@ class Engine(NamedTuple):
             return ring_CE
 
         hidden_BQD = jnp.take_along_axis(self.opening.hidden_BKD, position_BQ[..., None], 1)
+        first_BQ = cache.written - opened.written
+        if self.start_BK is not None:
+            first_BQ = first_BQ + jnp.take_along_axis(self.start_BK, position_BQ, 1)
         cache = cache._replace(
             branch_k=jax.tree.map(put, cache.branch_k, opened.branch_k),
             branch_v=jax.tree.map(put, cache.branch_v, opened.branch_v),
@@ -232,7 +270,7 @@ class Engine(NamedTuple):
             prefix_length_BR=jnp.where(
                 new_BQ, jnp.take_along_axis(self.prefix_length_BK, position_BQ, 1), cache.prefix_length_BR
             ),
-            start_BR=jnp.where(new_BQ, cache.written - opened.written, cache.start_BR),
+            start_BR=jnp.where(new_BQ, first_BQ, cache.start_BR),
         )  # fmt: skip
         slots = Slots(
             request_BQ,
