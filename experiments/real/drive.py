@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results" / "real"
 WORK = ROOT / "runs" / "real"
 STUDY = Path(__file__).with_name("study.py")
-PROBLEMS, PROBLEM_TOKENS = 128, 160  # of GSM8K, and the cap on a response to one
+PROBLEMS, PROBLEM_TOKENS, TOGETHER = 128, 128, 32  # of GSM8K, the cap on a response, and how many at a time
 PIECES, POSITIONS = 48, 4  # of the text that perplexity is measured on
 GENERAL = "text/wikitext2_valid.jsonl"  # below RLP_DATA
 QUESTIONS = "eval/gsm8k_test.jsonl"
@@ -79,7 +79,7 @@ def eval_commands(run: Run, source: str, data: Path, out: Path) -> dict[str, lis
     gsm8k = [*shared, "--tasks", "gsm8k", "--data", str(data / QUESTIONS), "--limit", str(PROBLEMS)]
     perplexity = [*shared, "--tasks", "perplexity", "--data", str(data / GENERAL), "--limit", str(PIECES)]
     return {
-        "gsm8k": [*gsm8k, "--max-tokens", str(PROBLEM_TOKENS)],
+        "gsm8k": [*gsm8k, "--max-tokens", str(PROBLEM_TOKENS), "--batch", str(TOGETHER)],
         "perplexity": [*perplexity, "--thought-tokens", "48", "--positions", str(POSITIONS), "--text", "{text}"],
     }
 
