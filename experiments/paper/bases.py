@@ -1,26 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """RLP from an earlier and a later checkpoint of the same pretraining, and from the hybrid."""
 
-from experiments.paper.cells import Section, bounds, by_seed, evaluated, interval, mean_of, seeds, table
+from experiments.paper.cells import Section, bounds, evaluated, interval, mean_of, seeds, table
 from experiments.paper.intervals import mean
+from experiments.paper.ordering import difference
 from experiments.paper.results import Record, select
 
 NAMES = {"decoder_early": "decoder, early", "decoder": "decoder", "decoder_late": "decoder, late", "hybrid": "hybrid"}
-
-
-def over_base(records: list[Record], base: str, stage: str = "") -> dict[int, float]:
-    """{seed: Overall of RLP less its base's}, percent. Before post-training a base has one score for all seeds."""
-    rlp, own = by_seed(select(records, "rlp", base, stage)), by_seed(select(records, "base", base, stage))
-    if not stage and own:
-        own = dict.fromkeys(rlp, next(iter(own.values())))
-    return {seed: rlp[seed] - own[seed] for seed in sorted(rlp.keys() & own.keys())}
 
 
 def text(records: list[Record]) -> str | None:
     rows = []
     for base, name in NAMES.items():
         before, after = select(records, "base", base), select(records, "rlp", base)
-        change = bounds(mean(list(over_base(records, base).values())))
+        change = bounds(mean(list(difference(records, "rlp", "base", base=base).values())))
         row = [name, interval(mean_of(before)), seeds(after), interval(mean_of(after)), change]
         row += [interval(mean_of(after, evaluated("gain", when), 1), 3, sign=True) for when in ("before", "after")]
         rows.append(row)

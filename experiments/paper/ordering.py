@@ -6,11 +6,11 @@ of zero, "reversed" where it lies on the other, "undecided" where it holds zero.
 of a difference, it agrees where the whole interval lies within half of the step before it.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.paper.bases import over_base
 from experiments.paper.cells import MAIN, MISSING, NAMES, Section, at, bounds, by_seed, figure, points, table
 from experiments.paper.intervals import Interval, mean
 from experiments.paper.reported import FIGURE_2A, FIGURE_2B, FIGURE_2C, TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_S6
@@ -53,8 +53,8 @@ def verdict(ours: Interval | None, sign: int = 1, margin: float | None = None) -
 
 
 def comparisons(records: list[Record]) -> list[Comparison]:
-    parts = (_arms, _rollouts, _lengths, _kl, _tau, _corpora)
-    return [item for part in parts for item in part(records)] + [_hybrid(records)]
+    parts = (_arms, _rollouts, _lengths, _kl, _tau, _corpora, _hybrid)
+    return [item for part in parts for item in part(records)]
 
 
 def _arms(records: list[Record]) -> list[Comparison]:
@@ -79,9 +79,11 @@ def _arms(records: list[Record]) -> list[Comparison]:
     return found
 
 
-def difference(records: list[Record], left: str, right: str, stage: str = "") -> dict[int, float]:
-    """{seed: Overall of one arm less another's} on the decoder, percentage points. The base has one score for all."""
-    ours, theirs = (by_seed(select(records, arm, stage=stage)) for arm in (left, right))
+def difference(
+    records: list[Record], left: str, right: str, stage: str = "", base: str = "decoder"
+) -> dict[int, float]:
+    """{seed: Overall of one arm less another's}, percentage points. A base has one score for all seeds."""
+    ours, theirs = (by_seed(select(records, arm, base, stage)) for arm in (left, right))
     if right == "base" and not stage and theirs:
         theirs = dict.fromkeys(ours, next(iter(theirs.values())))
     return _less(ours, theirs)
@@ -151,10 +153,16 @@ def _corpora(records: list[Record]) -> list[Comparison]:
     return found
 
 
-def _hybrid(records: list[Record]) -> Comparison:
-    paper = (TABLE_2["rlp"][0] - TABLE_2["base"][0]) - (TABLE_1["rlp"][0] - TABLE_1["base"][0])
-    ours = _less(over_base(records, "hybrid"), over_base(records, "decoder"))
-    return Comparison("RLP over base: hybrid > decoder", _points(paper), ours)
+def _hybrid(records: list[Record]) -> list[Comparison]:
+    now, later = (TABLE_2["rlp"][at] - TABLE_2["base"][at] for at in (0, 1))
+    on_hybrid = functools.partial(difference, records, "rlp", base="hybrid")
+    more = _less(on_hybrid("base"), difference(records, "rlp", "base"))
+    return [
+        Comparison("hybrid: RLP > base", _points(now), on_hybrid("base")),
+        Comparison("hybrid: RLP > CPT, same tokens", _points(None), on_hybrid("cpt_tokens")),
+        Comparison("hybrid: RLP > base, after SFT + RLVR", _points(later), on_hybrid("base", "rlvr")),
+        Comparison("RLP over base: hybrid > decoder", _points(now - (TABLE_1["rlp"][0] - TABLE_1["base"][0])), more),
+    ]
 
 
 def _axis(records: list[Record], axis: str, left: Any, right: Any) -> dict[int, float]:

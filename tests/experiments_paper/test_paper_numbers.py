@@ -93,6 +93,9 @@ def test_every_comparison_takes_the_right_runs(tmp_path):
         write(tmp_path, "rlp", seed, share + 0.10, axis="kl", value=0.001)
         write(tmp_path, "rlp", seed, share, axis="corpus", value="story")
         write(tmp_path, "rlp", seed, share + 0.05, base="hybrid")
+        write(tmp_path, "cpt_tokens", seed, share, base="hybrid")
+        write(tmp_path, "rlp", seed, share, base="hybrid", stage="rlvr")
+        write(tmp_path, "base", seed, share - 0.03, base="hybrid", stage="rlvr")
         for stage, less in (("sft", 0.3), ("rlvr", 0.01 * (seed - 2))):
             write(tmp_path, "rlp", seed, share, stage=stage)
             write(tmp_path, "base", seed, share - less, stage=stage)
@@ -112,6 +115,9 @@ def test_every_comparison_takes_the_right_runs(tmp_path):
     assert ours("β 0 > β 0.001") == pytest.approx({1: -10, 2: -10, 3: -10})
     assert ours("τ 0.999 > τ 0.99") == {1: 0, 2: 0, 3: 0}
     assert ours("RLP on story > CPT, same tokens, on mix") == pytest.approx({1: 20, 2: 20, 3: 20})
+    assert ours("hybrid: RLP > base") == pytest.approx({1: 50, 2: 60, 3: 70})
+    assert ours("hybrid: RLP > CPT, same tokens") == pytest.approx({1: 5, 2: 5, 3: 5})
+    assert ours("hybrid: RLP > base, after SFT + RLVR") == pytest.approx({1: 3, 2: 3, 3: 3})
     assert ours("RLP over base: hybrid > decoder") == pytest.approx({1: 10, 2: 10, 3: 10})
     assert ours("G 16 > G 8") == {} and ours("RLP > RPT, same FLOPs") == {}
     plateau = found["plateau: cap L 32 ≈ 16"]
@@ -121,6 +127,7 @@ def test_every_comparison_takes_the_right_runs(tmp_path):
     assert found["RLP > RPT, same FLOPs"].paper == "+7.18" and found["β 0 > β 0.001"].paper == "+0.73"
     assert found["RLP > CPT, same FLOPs"].paper == "+3.39 or more"
     assert found["RLP over base: hybrid > decoder"].paper == "+12.80"
+    assert found["hybrid: RLP > base, after SFT + RLVR"].paper == "+2.78"
 
     rows = [line for line in ordering.text(records).splitlines() if line.startswith("| ")]
     said = {row.split(" | ")[0].strip("| "): row.split(" | ")[-1].strip("| ") for row in rows}
