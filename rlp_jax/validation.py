@@ -160,14 +160,15 @@ def _validate_responding(config: Config) -> None:
 
 
 def check_devices(config: Config, mesh_shape: tuple[int, int, int, int]) -> None:
-    """The batch must split over the mesh.
+    """The batch must split over the mesh, and the mesh over what samples.
 
     Args:
       config: the run's.
       mesh_shape: slices, and devices along data, fsdp, tensor.
 
     Raises:
-      ConfigError: a microbatch (batch_documents / minibatches / microbatches) does not divide over the first three.
+      ConfigError: a microbatch (batch_documents / minibatches / microbatches) does not divide over the first three, or
+        see `check_sampling`.
     """
     ways = math.prod(mesh_shape[:3])
     part = config.batch_documents // (config.rlp.microbatches * config.rlp.minibatches)
@@ -176,7 +177,11 @@ def check_devices(config: Config, mesh_shape: tuple[int, int, int, int]) -> None
             f"a microbatch has {part} documents, not a multiple of the {ways} devices along the mesh's "
             "slices, data and fsdp axes"
         )
-    fsdp, tensor, sampling = *mesh_shape[2:], config.mesh.rollout_tensor
+    check_sampling(config.mesh.rollout_tensor, *mesh_shape[2:])
+
+
+def check_sampling(sampling: int, fsdp: int, tensor: int) -> None:
+    """Raises ConfigError where `mesh.rollout_tensor` does not divide the devices along fsdp and tensor."""
     if sampling and (sampling % tensor or fsdp % (sampling // tensor)):
         raise ConfigError(
             f"mesh.rollout_tensor is {sampling}: with fsdp={fsdp} and tensor={tensor} it must be a multiple of "

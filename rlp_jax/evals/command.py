@@ -30,6 +30,7 @@ from rlp_jax.overrides import override
 from rlp_jax.report.run import read_run
 from rlp_jax.settings import experiment_of, is_run, load_experiment, read_config
 from rlp_jax.sharding import make_mesh, mesh_shape
+from rlp_jax.validation import check_sampling
 from rlp_jax.writers import strict
 
 AVERAGES = {
@@ -186,13 +187,13 @@ def mesh_for(given: str | None, config: Config | None, devices: int) -> MeshConf
         if not all("=" in part for part in parts):
             raise ConfigError(f"--mesh {given}: write axes and devices, for instance data=2,tensor=4")
         mesh = override(Config(), [f"mesh.{part}" for part in parts]).mesh
-        mesh_shape(mesh, devices)
+        check_sampling(mesh.rollout_tensor, *mesh_shape(mesh, devices)[2:])
         return mesh
     split = MeshConfig(data=1, fsdp=-1)
     if config is None:
         return split
     try:
-        mesh_shape(config.mesh, devices)
+        check_sampling(config.mesh.rollout_tensor, *mesh_shape(config.mesh, devices)[2:])
     except ConfigError:
         return split
     return config.mesh

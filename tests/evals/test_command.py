@@ -145,6 +145,8 @@ def test_over_which_devices():
     assert mesh_for(None, None, 8) == MeshConfig(data=1, fsdp=-1)
     assert mesh_for(None, run, 8) == run.mesh and mesh_for(None, run, 4) == MeshConfig(data=1, fsdp=-1)
     assert mesh_for("tensor=4, rollout=gathered", run, 8) == MeshConfig(tensor=4, rollout="gathered")
+    wide = Config(mesh=MeshConfig(data=1, fsdp=-1, tensor=4, rollout_tensor=16))
+    assert mesh_for(None, wide, 16) == wide.mesh and mesh_for(None, wide, 8) == MeshConfig(data=1, fsdp=-1)
     for given, message in (
         ("tensor=3", "tensor=3 needs a multiple of 3 devices, there are 8"),
         ("model=3", "unknown setting 'mesh.model'"),
