@@ -175,6 +175,7 @@ def evaluate(
     text: str | None = None,
     experiment: str | None = None,
     classes: str | os.PathLike[str] | None = None,
+    mesh: str | None = None,
     settings: SuiteConfig | None = None,
     say: Any = None,
 ) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def evaluate(
       limit: the first so many problems or documents.
       ema: of a run: the moving average instead of the policy.
       out: where the records go; None: beside the run, or evals/MODEL.
-      text, experiment, classes: as the command's options.
+      text, experiment, classes, mesh: as the command's options.
       settings: shots, samples, temperature and so on; None: the defaults.
       say: called with lines that tell how far it is; None: silent.
 
@@ -205,7 +206,7 @@ def evaluate(
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     request = Request(
         os.fspath(model), names, None if data is None else os.fspath(data), settings or SuiteConfig(), limit, ema,
-        experiment, text, _path(out), _path(classes),
+        experiment, text, _path(out), _path(classes), mesh,
     )  # fmt: skip
     return run(request, say or (lambda line: None))
 

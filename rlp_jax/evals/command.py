@@ -12,9 +12,10 @@ import jax
 
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load
-from rlp_jax.config import Config, ConfigError, MeshConfig, SuiteConfig
+from rlp_jax.config import Config, ConfigError, SuiteConfig
 from rlp_jax.data.template import template_tokens
 from rlp_jax.evals.alarms import of_run
+from rlp_jax.evals.devices import mesh_for
 from rlp_jax.evals.examine import Examinee, fingerprint, run_task
 from rlp_jax.evals.perplexity import NAME as PERPLEXITY
 from rlp_jax.evals.perplexity import over_file, run_perplexity
@@ -26,11 +27,9 @@ from rlp_jax.evals.where import NAME as GAIN
 from rlp_jax.evals.where import file_documents, heldout_documents, run_gain
 from rlp_jax.evals.where_table import lines as gain_lines
 from rlp_jax.nearest import suggest
-from rlp_jax.overrides import override
 from rlp_jax.report.run import read_run
 from rlp_jax.settings import experiment_of, is_run, load_experiment, read_config
-from rlp_jax.sharding import make_mesh, mesh_shape
-from rlp_jax.validation import check_sampling
+from rlp_jax.sharding import make_mesh
 from rlp_jax.writers import strict
 
 AVERAGES = {
@@ -170,33 +169,6 @@ def evaluate(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
             results[name] = summarise(run_task(examinee, TASKS[name], problems[name], settings, path, say))
     scored = {name: result for name, result in results.items() if name in TASKS}
     return {"model": request.model, "out": str(out), "tasks": results, **(averages(scored) if scored else {})}
-
-
-def mesh_for(given: str | None, config: Config | None, devices: int) -> MeshConfig:
-    """How the model and its documents are split over the devices there: as the user says; without, as the run was,
-    where as many devices divide that way; else weights over all of them.
-
-    Args:
-      given: `axis=devices` and `rollout=layout`, with commas between. config: the run's, None for a model.
-
-    Raises:
-      ConfigError: no such axis, or axes that do not multiply to the devices.
-    """
-    if given is not None:
-        parts = [part.strip() for part in given.split(",")]
-        if not all("=" in part for part in parts):
-            raise ConfigError(f"--mesh {given}: write axes and devices, for instance data=2,tensor=4")
-        mesh = override(Config(), [f"mesh.{part}" for part in parts]).mesh
-        check_sampling(mesh.rollout_tensor, *mesh_shape(mesh, devices)[2:])
-        return mesh
-    split = MeshConfig(data=1, fsdp=-1)
-    if config is None:
-        return split
-    try:
-        check_sampling(config.mesh.rollout_tensor, *mesh_shape(config.mesh, devices)[2:])
-    except ConfigError:
-        return split
-    return config.mesh
 
 
 def resolved(settings: SuiteConfig, config: Config | None) -> SuiteConfig:

@@ -23,9 +23,11 @@ from lm_eval.api.registry import register_model
 from rlp_jax.checkpoint import load_run
 from rlp_jax.checkpoints_io.load import load
 from rlp_jax.data.documents import stable_hash
+from rlp_jax.evals.devices import mesh_for
 from rlp_jax.evals.generation import GREEDY, Decoder, common, decode, finish, padded, stop_table
 from rlp_jax.models.vocabulary import token_logprobs
-from rlp_jax.settings import is_run
+from rlp_jax.settings import is_run, read_config
+from rlp_jax.sharding import document_shards, make_mesh, over, place_batch
 
 DEFAULT_MAX_TOKENS = 256  # of a generation whose task sets no cap, as in the harness
 
@@ -36,9 +38,10 @@ class RlpLM(TemplateLM):
 
     Args:
       model: preset, Hugging Face directory, GGUF file or run directory (its policy).
-      batch_size: requests computed together.
+      batch_size: requests computed together; over a mesh the next multiple of its shares of documents.
       max_length: of a sequence, tokens; by default the model's context.
       seed: of sampled generations.
+      mesh: devices along its axes, as data=2,tensor=4; by default as the run had them, else weights over all.
       max_batch_size, device: given by the harness, of no use here.
     """
 
@@ -48,16 +51,22 @@ class RlpLM(TemplateLM):
         batch_size: int | str = 8,
         max_length: int | None = None,
         seed: int = 0,
+        mesh: str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
         super().__init__()
-        if is_run(model):
-            run = load_run(model, ("params",))
+        trained = read_config(model) if is_run(model) else None
+        self._layout = mesh_for(mesh, trained, jax.device_count())
+        self._mesh = make_mesh(self._layout)
+        if trained:
+            run = load_run(model, ("params",), self._mesh)
             self.handle, self.params, self.text = run.model, run.params, run.tokenizer
         else:
-            self.handle, self.params, self.text = load(model)
-        self.batch_size = 8 if isinstance(batch_size, str) and not batch_size.isdigit() else int(batch_size)
+            self.handle, self.params, self.text = load(model, mesh=self._mesh)
+        rows = 8 if isinstance(batch_size, str) and not batch_size.isdigit() else int(batch_size)
+        shards = document_shards(self._mesh)
+        self.batch_size = -(-rows // shards) * shards
         self.max_length = max_length or self.handle.config.max_positions
         self._seed, self._name = seed, str(model)
 
@@ -98,7 +107,9 @@ class RlpLM(TemplateLM):
         tokens_BT = np.zeros((self.batch_size, padded(longest) + 1), np.int32)
         for row, (tokens, _) in enumerate(rows):
             tokens_BT[row, : len(tokens)] = tokens
-        logprob_BT, correct_BT = (np.asarray(x) for x in _next_tokens(self.handle, self.params, tokens_BT))
+        with over(self._mesh):
+            scores = _next_tokens(self.handle, self.params, place_batch(tokens_BT, self._mesh))
+        logprob_BT, correct_BT = (np.asarray(x) for x in scores)
         answers = []
         for row, (tokens, scored) in enumerate(rows):
             part = slice(len(tokens) - 1 - scored, len(tokens) - 1)
@@ -128,7 +139,7 @@ class RlpLM(TemplateLM):
             prompts = [self.tok_encode(requests[i].args[0])[-(self.max_length - max_tokens) :] for i in rows]
             decoder = Decoder(
                 self.handle, self.params, max_tokens, temperature or GREEDY, ends_SV, rows=self.batch_size,
-                shared=common(prompts),
+                mesh=self._layout, shared=common(prompts),
             )  # fmt: skip
             ids = [stable_hash("prompt", requests[i].args[0]) >> 33 for i in rows]
             for i, (sampled,) in zip(rows, decode(decoder, prompts, ids, 1, key), strict=True):

@@ -14,7 +14,8 @@ from rlp_jax.checkpoint import Checkpoints, Position
 from rlp_jax.checkpoints_io.load import load
 from rlp_jax.cli import main
 from rlp_jax.config import Config, ConfigError, MeshConfig, SuiteConfig, to_json
-from rlp_jax.evals.command import mesh_for, resolved
+from rlp_jax.evals.command import resolved
+from rlp_jax.evals.devices import mesh_for
 from rlp_jax.optimizer import make_optimizer
 from rlp_jax.settings import from_json
 from rlp_jax.state import init_state

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from eight_devices import on_eight_devices
 
 from rlp_jax.checkpoints_io.fetch import local_path
 from rlp_jax.checkpoints_io.load import load, save_hf
@@ -102,3 +103,31 @@ def test_a_task_with_local_data(pair, tmp_path):
     names = [name for name in scores[1] if name.startswith("acc") and "stderr" not in name]
     assert len(names) == 2 and {name: scores[0][name] for name in names} == {name: scores[1][name] for name in names}
     assert scores[0][names[0]] > 0.5
+
+
+def test_eight_devices_score_as_one_does():
+    program = """
+        import json, sys
+        from lm_eval.api.instance import Instance
+        from rlp_jax.evals.lm_eval_adapter import RlpLM
+
+        model = RlpLM("quickstart", batch_size=3, mesh=sys.argv[1] or None)
+        texts = [("a b c", " d e"), ("b", " a"), ("c c d d", " a b")]
+        scored = model.loglikelihood([Instance("loglikelihood", {}, text, n) for n, text in enumerate(texts)])
+        asked = [(before, {"until": ["."], "max_gen_toks": 5, "do_sample": False}) for before, _ in texts]
+        said = model.generate_until([Instance("generate_until", {}, args, n) for n, args in enumerate(asked)])
+        print(json.dumps([model.batch_size, [value for value, _ in scored], said]))
+    """
+    rows, values, said = json.loads(on_eight_devices(program, "").splitlines()[-1])
+    over, of_mesh, said_of_mesh = json.loads(on_eight_devices(program, "data=2,fsdp=2,tensor=2").splitlines()[-1])
+    assert (rows, over) == (8, 4)
+    np.testing.assert_allclose(of_mesh, values, atol=1e-4)
+    from rlp_jax.evals.lm_eval_adapter import RlpLM
+
+    alone = RlpLM("quickstart", batch_size=3)
+    texts = [("a b c", " d e"), ("b", " a"), ("c c d d", " a b")]
+    found = alone.loglikelihood(requests("loglikelihood", texts))
+    np.testing.assert_allclose(values, [value for value, _ in found], atol=1e-4)
+    settings = {"until": ["."], "max_gen_toks": 5, "do_sample": False}
+    generated = alone.generate_until(requests("generate_until", [(before, settings) for before, _ in texts]))
+    assert generated == said == said_of_mesh
