@@ -28,7 +28,7 @@ RESULTS = ROOT / "experiments" / "results" / "real"
 WORK = ROOT / "runs" / "real"
 STUDY = Path(__file__).with_name("study.py")
 PROBLEMS, PROBLEM_TOKENS, TOGETHER = 128, 128, 32  # of GSM8K, the cap on a response, and how many at a time
-PIECES, POSITIONS = 48, 4  # of the text that perplexity is measured on
+PIECES, POSITIONS = 32, 2  # of the text that perplexity is measured on
 GENERAL = "text/wikitext2_valid.jsonl"  # below RLP_DATA
 QUESTIONS = "eval/gsm8k_test.jsonl"
 

@@ -17,6 +17,7 @@ from rlp_jax.config import Config, ConfigError, CPTConfig, ReportConfig
 
 MODELS = {"smollm2": "smollm2-135m-instruct", "gemma3": "gemma3-270m"}
 STEPS = {"smollm2": 24, "gemma3": 12}
+DOCUMENTS = {"smollm2": 64, "gemma3": 32}  # held out, that an evaluation takes
 CORPORA = ("gsm8k", "encyclopedia")
 RATES = (1e-5, 3e-5, 1e-4)  # of continued pretraining, for as many tokens
 ARMS = ("base", "rlp", "cpt_tokens", "cpt_flops")
@@ -68,7 +69,7 @@ def config(model: str = "smollm2", corpus: str = "gsm8k") -> Config:
         batch_documents=8,
         rlp=dataclasses.replace(base.rlp, thought_tokens=48, microbatches=4),
         cpt=CPTConfig(sequence_tokens=2048),
-        eval=dataclasses.replace(base.eval, every=STEPS[model]),
+        eval=dataclasses.replace(base.eval, every=STEPS[model], documents=DOCUMENTS[model]),
         checkpoint=dataclasses.replace(base.checkpoint, every=4, keep=1),
         report=ReportConfig(documents=0),  # none: thoughts at every token take minutes here
     )
