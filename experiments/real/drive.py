@@ -73,15 +73,15 @@ def train_command(run: Run, run_dir: Path, rate: float | None) -> list[str]:
 
 def eval_commands(run: Run, source: str, data: Path, out: Path) -> dict[str, list[str]]:
     """{task: command}."""
-    shared = ["eval", source, "--json", "--out", str(out)]
-    if run.arm == "base":  # a run has a template of its own
+    shared, answers = ["eval", source, "--json"], out
+    if run.arm == "base":  # a run has a template of its own; answers without a thought are the same with any
         shared += ["--experiment", str(STUDY.with_name(f"{run.corpus}.py"))]
+        answers = out.with_name(f"{run.model}--{run.arm}")
     gsm8k = [*shared, "--tasks", "gsm8k", "--data", str(data / QUESTIONS), "--limit", str(PROBLEMS)]
+    gsm8k += ["--max-tokens", str(PROBLEM_TOKENS), "--batch", str(TOGETHER), "--out", str(answers)]
     perplexity = [*shared, "--tasks", "perplexity", "--data", str(data / GENERAL), "--limit", str(PIECES)]
-    return {
-        "gsm8k": [*gsm8k, "--max-tokens", str(PROBLEM_TOKENS), "--batch", str(TOGETHER)],
-        "perplexity": [*perplexity, "--thought-tokens", "48", "--positions", str(POSITIONS), "--text", "{text}"],
-    }
+    perplexity += ["--thought-tokens", "48", "--positions", str(POSITIONS), "--text", "{text}", "--out", str(out)]
+    return {"gsm8k": gsm8k, "perplexity": perplexity}
 
 
 def call(arguments: list[str], log: Path) -> str:
