@@ -39,6 +39,14 @@ def test_commands_are_ones_that_rlp_takes(run, tmp_path):
     assert (asked.template, asked.rlp.horizon) == (trained.template, trained.rlp.horizon)
 
 
+def test_a_base_answers_once_whatever_the_text(tmp_path):
+    bases = [
+        drive.eval_commands(Run("smollm2", corpus, "base"), "m", tmp_path, tmp_path / corpus) for corpus in CORPORA
+    ]
+    of_task = {task: [parser().parse_args(commands[task]).out for commands in bases] for task in bases[0]}
+    assert of_task == {"gsm8k": [tmp_path / "smollm2--base"] * 2, "perplexity": [tmp_path / name for name in CORPORA]}
+
+
 def test_the_best_rate_is_that_of_the_lowest_loss_of_a_whole_sweep(tmp_path):
     sweep = [Run("smollm2", "gsm8k", "cpt_tokens", rate) for rate in RATES]
     for run, loss in zip(sweep, (2.5, 2.25, 2.75), strict=True):

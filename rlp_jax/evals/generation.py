@@ -4,8 +4,8 @@
 A response stops at the model's end-of-text tokens and where a stop string begins. The engine is told both as one
 automaton over tokens, so that a batch ends when its last response has, however its tokens cut the strings up.
 
-Prompts of a benchmark begin with the same worked examples, which are most of them: these are read once a batch,
-and once for every token of all its responses.
+Prompts of a benchmark begin with the same worked examples, which are most of them: these are read once a batch, and
+once for every token of all its responses.
 """
 
 import functools

@@ -100,10 +100,10 @@ def sample_thoughts(
       limit_BR: thoughts end after this many tokens, at most L; for workloads of known lengths.
       unroll: decode with unrolled layers (`LanguageModel.unrolled`); None: on CPU, where it pays.
       target_BRH: the true tokens after each thought, to be scored as well; every thought needs a slot of its own.
-      own: what each position has between prefix and thought in place of the opening tag; not in hybrids, whose states
-        would run through the padding.
       ends: [states, V], an automaton over tokens that every thought starts in state 0: ends[s, v] is the state after
         token v, and a thought that reaches the last state has stopped.
+      own: what each position has between prefix and thought in place of the opening tag; not in hybrids, whose states
+        would run through the padding.
 
     Raises:
       ValueError: no opening tag, R is no multiple of G, true tokens to score with fewer slots than thoughts or after
