@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study of real models: its commands are ones that `rlp` takes, what waits for what, and its table."""
 
+import json
+
 import pytest
 
 from experiments.real import drive, study, table
@@ -8,20 +10,31 @@ from experiments.real.study import CORPORA, MODELS, RATES, Run
 from rlp_jax.cli import parser
 from rlp_jax.settings import load_experiment, validate
 
-EVALUATION = {
-    "gain": -0.25, "gain_ci95": [-0.5, 0.125], "gain_empty": -0.0625, "gain_shuffled": -0.125,
-    "ce_no_think_policy": 2.5, "ce_think": 2.75,
-}  # fmt: skip
+
+def gain_of(gain: float) -> dict:
+    """What `rlp eval --tasks gain` gives, as far as it is shown."""
+    parts = {"gain": gain, "format": -0.25, "generic": 0.125, "content": gain + 0.125}
+    found = {
+        name: value for part, mean in parts.items() for name, value in ((part, mean), (f"{part}_ci95", [-1.0, 0.5]))
+    }
+    fifth = {"gain": gain, "gain_ci95": [-0.5, 0.125]}
+    return found | {
+        "ce_think": 2.5 - gain, "ce_no_think_policy": 2.5, "thought_len": 12.5, "alarms": {"empty_thoughts": "..."},
+        "warnings": [{"kind": "never_closed"}], "where": {"entropy": [fifth] * 3},
+        "probes": {"quotes": {"target": {"own": 0.25, "shuffled": 0.125}}},
+    }  # fmt: skip
 
 
-def result(run: Run, loss: float = 2.5, evaluated: bool = True) -> dict:
+def result(run: Run, loss: float = 2.5, gain: float = -0.25, evaluated: bool = True) -> dict:
     found = {"name": run.name, "model": run.model, "corpus": run.corpus, "arm": run.arm}
     if run.arm != "base":
-        after = EVALUATION | {"ce_no_think_policy": loss}
-        found |= {"training": {"before": EVALUATION | {"gain": -1.0}, "after": after}, "learning_rate": 1e-5}
-        found |= {"input_tokens": 12_000, "sampled_tokens": 0}
+        found |= {"learning_rate": run.rate or 1e-5, "steps": 4, "input_tokens": 12_000, "sampled_tokens": 0}
+    if run.match:
+        found["late_loss"] = loss
     if evaluated:
-        found |= {"gsm8k": {"greedy": 12.5, "problems": 128}, "perplexity": {"ppl_no_think_policy": 20.0}}
+        found |= {"gain": gain_of(gain), "gsm8k": {"greedy": 12.5, "problems": 128}}
+        found |= {"perplexity": {"ce_no_think_policy": 3.0, "ce_think": 3.25}}
+        found["held_out"] = {"document": [1, 2, 3], "think": [2.0, 2.25, 2.5 + gain], "no_think": [2.5, 2.25, 2.75]}
     return found
 
 
@@ -39,19 +52,42 @@ def test_commands_are_ones_that_rlp_takes(run, tmp_path):
     assert (asked.template, asked.rlp.horizon) == (trained.template, trained.rlp.horizon)
 
 
-def test_a_base_answers_once_whatever_the_text(tmp_path):
-    bases = [
-        drive.eval_commands(Run("smollm2", corpus, "base"), "m", tmp_path, tmp_path / corpus) for corpus in CORPORA
+def test_a_base_answers_once_whatever_the_text(tmp_path, monkeypatch):
+    bases = [Run("smollm2", corpus, "base") for corpus in CORPORA]
+    drive.keep(tmp_path, bases[0], {"gsm8k": {"greedy": 12.5}})
+    asked = []
+
+    def call(command: list[str], log) -> str:
+        asked.append(parser().parse_args(command).tasks)
+        return json.dumps({"tasks": {asked[-1]: {}}})
+
+    monkeypatch.setattr(drive, "call", call)
+    monkeypatch.setattr(drive, "held_out", lambda records: {})
+    assert drive.make(bases[1], tmp_path, tmp_path / "work", tmp_path) == "made"
+    assert asked == ["gain", "perplexity"]
+    made = drive.read(drive.result_path(tmp_path, bases[1]))
+    assert drive.complete(made) and made["gsm8k"] == {"greedy": 12.5} and made["arm"] == "base"
+
+
+def test_late_loss_is_of_the_second_half_of_the_steps():
+    assert drive.late_loss([{"loss": loss} for loss in (9.0, 8.0, 3.0, 2.0, 1.0)]) == 2.0
+
+
+def test_held_out_documents_are_read_from_the_records(tmp_path):
+    rows = [
+        {"document": 7, "ce_think": [[1.0, 2.0], [3.0, 4.0]], "ce_no_think_policy": [1.0, 1.5]},
+        {"document": 5, "ce_think": [[0.5, 0.5], [0.0, 0.0]], "ce_no_think_policy": [0.25, 0.25]},
     ]
-    of_task = {task: [parser().parse_args(commands[task]).out for commands in bases] for task in bases[0]}
-    assert of_task == {"gsm8k": [tmp_path / "smollm2--base"] * 2, "perplexity": [tmp_path / name for name in CORPORA]}
+    file = tmp_path / "gain.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ({"settings": {}}, *rows)))
+    assert drive.held_out(file) == {"document": [7, 5], "think": [2.5, 0.25], "no_think": [1.25, 0.25]}
 
 
 def test_the_best_rate_is_that_of_the_lowest_loss_of_a_whole_sweep(tmp_path):
     sweep = [Run("smollm2", "gsm8k", "cpt_tokens", rate) for rate in RATES]
     for run, loss in zip(sweep, (2.5, 2.25, 2.75), strict=True):
         assert drive.best_rate(run, tmp_path) is None
-        drive.write(drive.result_path(tmp_path, run), result(run, loss))
+        drive.keep(tmp_path, run, result(run, loss))
     assert drive.best_rate(Run("smollm2", "gsm8k", "cpt_flops"), tmp_path) == RATES[1]
     assert drive.best_rate(Run("gemma3", "gsm8k", "cpt_flops"), tmp_path) is None
 
@@ -78,20 +114,25 @@ def test_missing_text_is_one_line(tmp_path, capsys, monkeypatch):
     assert "no run matches" in capsys.readouterr().err
 
 
-def test_table(tmp_path):
-    for model in MODELS:
-        for run in [r for r in study.runs() if r.model == model and r.corpus == CORPORA[0]]:
-            best = run.rate in (None, RATES[2])
-            drive.write(drive.result_path(tmp_path, run), result(run, 2.25 if best else 2.5, best))
-    text = table.table(tmp_path)
-    rows = {tuple(line.split(" | ")[:3]): line for line in text.splitlines()}
-    assert len(text.split("\n\n")[0].splitlines()) == 2 + 2 * 4
-    base = rows[("| smollm2", "gsm8k", "base")]
-    assert (
-        "| – | – | – | −1.000 [−0.500, +0.125] | −0.062 | −0.125 | 2.500 | 2.750 | 20.00 | 12.5 [7.8, 19.3] |" in base
-    )
-    assert "| 12,000 | 0 | −0.250 [−0.500, +0.125] | " in rows[("| smollm2", "gsm8k", "CPT, same tokens")]
-    assert f"| smollm2 | {CORPORA[0]} | 2.500 | 2.500 | 2.250 |" in table.sweeps(tmp_path)
+def test_tables(tmp_path):
+    for run in [run for run in study.runs() if run.corpus == CORPORA[0]]:
+        best = run.rate in (None, RATES[2])
+        gain = -0.5 if run.arm == "base" else -0.25
+        drive.keep(tmp_path, run, result(run, 2.25 if best else 2.5, gain, best))
+    drive.keep(tmp_path, Run("smollm2", CORPORA[1], "base"), {"arm": "base", "gain": gain_of(0.0)})
+    compared, _, against, _, split, _, entropy, _, sweep, _ = table.tables(tmp_path).split("\n\n")
+    assert len(compared.splitlines()) == len(split.splitlines()) == len(entropy.splitlines()) == 2 + 4 * len(MODELS)
+    assert "| smollm2 | gsm8k | base | – | – | – | 2.500 | 3.000 | 3.000 | 3.250 | 12.5 [7.8, 19.3] |" in compared
+    assert "| smollm2 | gsm8k | CPT, same tokens | 0.0001 | 12,000 | 0 | 2.500 | 2.750 |" in compared
+    # RLP thinking: 2.5, 2.25, 2.75 against 2.0, 2.25, 2.25, so ahead by 0.5, 0.0 and 0.5, standard error 1/6
+    half = 4.303 / 6
+    ahead = f"+0.333 [−{half - 1 / 3:.3f}, +{half + 1 / 3:.3f}]"
+    assert f"| smollm2 | gsm8k | base | +0.000 [+0.000, +0.000] | {ahead} |" in against
+    assert len(against.splitlines()) == 2 + 3 * len(MODELS)
+    assert "| −0.500 [−1.000, +0.500] | −0.250 [−1.000, +0.500] | +0.125 [−1.000, +0.500] | −0.375 [" in split
+    assert "| 12.5 | 25% / 12% | empty_thoughts, never_closed |" in split
+    assert entropy.splitlines()[-1].endswith("| −0.250 [−0.500, +0.125] | – | – |")
+    assert f"| smollm2 | {CORPORA[0]} | 2.500 | 2.500 | 2.250 |" in sweep
 
 
 def test_interval_of_a_share():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the runs of `study.py`: `RLP_DATA=folder python -m experiments.real.drive [--only PATTERN] [--minutes M]`.
 
-Each is one `rlp train`, then one `rlp eval` of GSM8K and of perplexity, and a result in RESULTS/NAME.json. The same
-command goes on where one stopped or was killed: training from its last checkpoint, evaluation from its records. A base
-is only evaluated. A run that fails is reported, the others go on, and the exit code is 1 at the end.
+Each is one `rlp train`, then `rlp eval` task by task, and a result in RESULTS/NAME.json: of thoughts on held-out
+documents (gain), of GSM8K, and of perplexity on the corpus that the run does not read. The same command goes on where
+one stopped or was killed: training from its last checkpoint, evaluation from its records. A base is only evaluated. A
+run that fails is reported, the others go on, and the exit code is 1 at the end.
 
     WORK/runs/NAME    run directories      WORK/logs/NAME.log    what the commands print
 """
@@ -19,18 +20,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.paper.outcome import write
-from experiments.real.study import ARMS, MODELS, RATES, Run, runs
+from experiments.real.study import ARMS, CORPORA, MODELS, RATES, Run, runs
+from experiments.smollm2 import CORPORA as TEXTS
 from rlp_jax.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results" / "real"
 WORK = ROOT / "runs" / "real"
 STUDY = Path(__file__).with_name("study.py")
+TASKS = ("gain", "gsm8k", "perplexity")
+DOCUMENTS = 64  # held out, with a position each
 PROBLEMS, PROBLEM_TOKENS, TOGETHER = 128, 128, 32  # of GSM8K, the cap on a response, and how many at a time
 PIECES, POSITIONS = 32, 2  # of the text that perplexity is measured on
-GENERAL = "text/wikitext2_valid.jsonl"  # below RLP_DATA
-QUESTIONS = "eval/gsm8k_test.jsonl"
+QUESTIONS = "eval/gsm8k_test.jsonl"  # below RLP_DATA
 
 
 class Failed(RuntimeError):
@@ -45,9 +50,16 @@ def read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def plain_loss(result: dict[str, Any]) -> float:
-    """What continued pretraining is chosen by: its cross-entropy without a thought on held-out documents, nats."""
-    return result["training"]["after"]["ce_no_think_policy"]
+def keep(results: Path, run: Run, result: dict[str, Any]) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    write(result_path(results, run), result)
+
+
+def late_loss(rows: list[dict[str, Any]]) -> float:
+    """Mean loss of the second half of a run's steps, nats a token: each is measured before the update, on documents
+    that no step before has read."""
+    rows = rows[len(rows) // 2 :]
+    return sum(row["loss"] for row in rows) / len(rows)
 
 
 def best_rate(run: Run, results: Path) -> float | None:
@@ -57,7 +69,7 @@ def best_rate(run: Run, results: Path) -> float | None:
         result = read(result_path(results, Run(run.model, run.corpus, "cpt_tokens", rate)))
         if result is None:
             return None
-        found[rate] = plain_loss(result)
+        found[rate] = result["late_loss"]
     return min(found, key=found.__getitem__)
 
 
@@ -71,17 +83,31 @@ def train_command(run: Run, run_dir: Path, rate: float | None) -> list[str]:
     return [*command, "--run-dir", str(run_dir)]
 
 
+def other(corpus: str) -> str:
+    return next(name for name in CORPORA if name != corpus)
+
+
 def eval_commands(run: Run, source: str, data: Path, out: Path) -> dict[str, list[str]]:
     """{task: command}."""
-    shared, answers = ["eval", source, "--json"], out
-    if run.arm == "base":  # a run has a template of its own; answers without a thought are the same with any
+    shared = ["eval", source, "--json", "--out", str(out)]
+    if run.arm == "base":  # a run has a template and held-out documents of its own
         shared += ["--experiment", str(STUDY.with_name(f"{run.corpus}.py"))]
-        answers = out.with_name(f"{run.model}--{run.arm}")
-    gsm8k = [*shared, "--tasks", "gsm8k", "--data", str(data / QUESTIONS), "--limit", str(PROBLEMS)]
-    gsm8k += ["--max-tokens", str(PROBLEM_TOKENS), "--batch", str(TOGETHER), "--out", str(answers)]
-    perplexity = [*shared, "--tasks", "perplexity", "--data", str(data / GENERAL), "--limit", str(PIECES)]
-    perplexity += ["--thought-tokens", "48", "--positions", str(POSITIONS), "--text", "{text}", "--out", str(out)]
-    return {"gsm8k": gsm8k, "perplexity": perplexity}
+    file, text, *_ = TEXTS[other(run.corpus)]
+    options: dict[str, dict[str, Any]] = {
+        "gain": {"limit": DOCUMENTS, "positions": 1},
+        "gsm8k": {"data": data / QUESTIONS, "limit": PROBLEMS, "max-tokens": PROBLEM_TOKENS, "batch": TOGETHER},
+        "perplexity": {
+            "data": data / file,
+            "text": text,
+            "limit": PIECES,
+            "positions": POSITIONS,
+            "thought-tokens": 48,
+        },
+    }
+    given = {
+        task: [part for name, value in options[task].items() for part in (f"--{name}", str(value))] for task in TASKS
+    }
+    return {task: [*shared, "--tasks", task, *given[task]] for task in TASKS}
 
 
 def call(arguments: list[str], log: Path) -> str:
@@ -107,48 +133,82 @@ def call(arguments: list[str], log: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def evaluate(run: Run, source: str, data: Path, work: Path) -> dict[str, Any]:
-    """{task: its result}."""
+def complete(result: dict[str, Any] | None) -> bool:
+    """Whether every task has its figures."""
+    return result is not None and all(task in result for task in TASKS)
+
+
+def held_out(records: Path) -> dict[str, list[float]]:
+    """The policy's cross-entropy on each held-out document, nats a scored token, with and without a thought: what one
+    run is compared with another by."""
+    rows = [json.loads(line) for line in records.read_text().splitlines()][1:]  # the first line: settings
+    return {
+        "document": [row["document"] for row in rows],
+        "think": [round(float(np.mean(row["ce_think"])), 5) for row in rows],
+        "no_think": [round(float(np.mean(row["ce_no_think_policy"])), 5) for row in rows],
+    }
+
+
+def evaluate(run: Run, result: dict[str, Any], source: str, data: Path, work: Path, results: Path) -> None:
+    """Evaluates on the tasks that the result does not have yet, and writes it after each.
+
+    Raises:
+      Failed: one of the commands did.
+    """
     log, out = work / "logs" / f"{run.name}.log", work / "evals" / run.name
-    commands = eval_commands(run, source, data, out)
-    return {task: json.loads(call(command, log))["tasks"][task] for task, command in commands.items()}
+    if run.arm == "base":  # answers without a thought are the same whatever the text
+        twin = read(result_path(results, run._replace(corpus=other(run.corpus)))) or {}
+        result |= {task: twin[task] for task in ("gsm8k",) if task in twin}
+    for task, command in eval_commands(run, source, data, out).items():
+        if task not in result:
+            result[task] = json.loads(call(command, log))["tasks"][task]
+            if task == "gain":
+                result["held_out"] = held_out(out / "gain.jsonl")
+            keep(results, run, result)
 
 
 def make(run: Run, data: Path, work: Path, results: Path) -> str | None:
-    """Makes one run and writes its result. Returns what to say, None where it still waits for another.
+    """Makes one run, or goes on with it, and writes its result. Returns what to say, None where it still waits for
+    another. Of the rates that are tried only the best is evaluated, see `evaluate_best`.
 
     Raises:
       Failed: one of its commands did.
     """
-    run_dir, log, rate = work / "runs" / run.name, work / "logs" / f"{run.name}.log", run.rate
-    result: dict[str, Any] = {"name": run.name, "model": run.model, "corpus": run.corpus, "arm": run.arm}
+    run_dir, rate = work / "runs" / run.name, run.rate
+    result = read(result_path(results, run)) or dict(zip(("name", *Run._fields[:3]), (run.name, *run[:3]), strict=True))
     if run.arm == "cpt_flops" and (rate := best_rate(run, results)) is None:
         return None
     if run.match and not (run_dir.with_name(run.rlp) / "summary.json").is_file():
         return None
-    source = MODELS[run.model]
-    if run.arm != "base":
-        begun = time.monotonic()
-        call(train_command(run, run_dir, rate), log)
-        config = json.loads((run_dir / "config.json").read_text())
-        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        source = str(run_dir)
-        result |= {
-            "training": json.loads((run_dir / "summary.json").read_text()),
-            "learning_rate": config["optimizer"]["learning_rate"],
-            "steps": config["steps"],
-            "seed": config["seed"],
-            "budget": config["budget"],
-            "input_tokens": sum(row["input_tokens"] for row in rows),
-            "sampled_tokens": sum(row.get("sampled_tokens", 0) for row in rows),
-            "seconds": sum(row["seconds"] for row in rows),
-            "wall_seconds": time.monotonic() - begun,
-        }
-    if run.rate is None:  # of the rates that were tried, only the best is evaluated, see `evaluate_best`
-        result |= evaluate(run, source, data, work)
-    results.mkdir(parents=True, exist_ok=True)
-    write(result_path(results, run), result)
+    if run.arm != "base" and "steps" not in result:
+        result |= train(run, run_dir, rate, work / "logs" / f"{run.name}.log")
+        keep(results, run, result)
+    if run.rate is None:
+        evaluate(run, result, MODELS[run.model] if run.arm == "base" else str(run_dir), data, work, results)
     return "made"
+
+
+def train(run: Run, run_dir: Path, rate: float | None, log: Path) -> dict[str, Any]:
+    """Trains one run and says what it took.
+
+    Raises:
+      Failed: the command did.
+    """
+    begun = time.monotonic()
+    call(train_command(run, run_dir, rate), log)
+    config = json.loads((run_dir / "config.json").read_text())
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    late = {"late_loss": late_loss(rows)} if run.match else {}
+    return late | {
+        "learning_rate": config["optimizer"]["learning_rate"],
+        "steps": config["steps"],
+        "seed": config["seed"],
+        "budget": config["budget"],
+        "input_tokens": sum(row["input_tokens"] for row in rows),
+        "sampled_tokens": sum(row.get("sampled_tokens", 0) for row in rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "wall_seconds": time.monotonic() - begun,
+    }
 
 
 def evaluate_best(run: Run, data: Path, work: Path, results: Path) -> bool:
@@ -156,10 +216,9 @@ def evaluate_best(run: Run, data: Path, work: Path, results: Path) -> bool:
     rate = best_rate(run, results)
     best = Run(run.model, run.corpus, "cpt_tokens", rate) if rate else None
     result = best and read(result_path(results, best))
-    if not result or "gsm8k" in result:
+    if not result or complete(result):
         return False
-    result |= evaluate(best, str(work / "runs" / best.name), data, work)
-    write(result_path(results, best), result)
+    evaluate(best, result, str(work / "runs" / best.name), data, work, results)
     return True
 
 
@@ -170,7 +229,8 @@ def drive(selected: list[Run], data: Path, work: Path, results: Path, deadline: 
         if time.monotonic() > deadline:
             break
         try:
-            if not result_path(results, run).is_file():
+            result = read(result_path(results, run))
+            if result is None or (run.rate is None and not complete(result)):
                 say(f"{run.name}: {make(run, data, work, results) or 'waits for the runs it is matched to'}")
             if run.arm == "cpt_tokens" and evaluate_best(run, data, work, results):
                 say(f"{run.name}: the best of its sweep was evaluated")
@@ -198,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         selected = [run for run in runs() if fnmatch.fnmatchcase(run.name, args.only)]
         if not selected:
             raise ConfigError(f"--only {args.only}: no run matches, they are {', '.join(run.name for run in runs())}")
-        for file in (QUESTIONS, GENERAL):
+        for file in (QUESTIONS, *(TEXTS[corpus][0] for corpus in CORPORA)):
             if not (data / file).is_file():
                 raise ConfigError(f"no file {data / file}: RLP_DATA names the folder that has it")
         return drive(selected, data.resolve(), args.work.resolve(), args.results, time.monotonic() + 60 * args.minutes)
