@@ -203,7 +203,7 @@ def train(run: Run, run_dir: Path, rate: float | None, log: Path) -> dict[str, A
         "learning_rate": config["optimizer"]["learning_rate"],
         "steps": config["steps"],
         "seed": config["seed"],
-        "budget": config["budget"],
+        "budget": config["budget"] and config["budget"] | {"run": run.rlp},  # a name, where a path stood
         "input_tokens": sum(row["input_tokens"] for row in rows),
         "sampled_tokens": sum(row.get("sampled_tokens", 0) for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
