@@ -13,7 +13,7 @@ from rlp_jax.settings import load_experiment, validate
 
 def gain_of(gain: float) -> dict:
     """What `rlp eval --tasks gain` gives, as far as it is shown."""
-    parts = {"gain": gain, "format": -0.25, "generic": 0.125, "content": gain + 0.125}
+    parts = {"gain": gain, "format": -0.25, "drift": 0.0625, "generic": 0.125, "content": gain + 0.125}
     found = {
         name: value for part, mean in parts.items() for name, value in ((part, mean), (f"{part}_ci95", [-1.0, 0.5]))
     }
@@ -129,7 +129,8 @@ def test_tables(tmp_path):
     ahead = f"+0.333 [−{half - 1 / 3:.3f}, +{half + 1 / 3:.3f}]"
     assert f"| smollm2 | gsm8k | base | +0.000 [+0.000, +0.000] | {ahead} |" in against
     assert len(against.splitlines()) == 2 + 3 * len(MODELS)
-    assert "| −0.500 [−1.000, +0.500] | −0.250 [−1.000, +0.500] | +0.125 [−1.000, +0.500] | −0.375 [" in split
+    parts = [f"{mean} [−1.000, +0.500]" for mean in ("−0.500", "−0.250", "+0.062", "+0.125", "−0.375")]
+    assert f"| {' | '.join(parts)} |" in split
     assert "| 12.5 | 25% / 12% | empty_thoughts, never_closed |" in split
     assert entropy.splitlines()[-1].endswith("| −0.250 [−0.500, +0.125] | – | – |")
     assert f"| smollm2 | {CORPORA[0]} | 2.500 | 2.500 | 2.250 |" in sweep

@@ -18,7 +18,10 @@ COMPARED = (
     *RUN, "rate", "tokens read", "sampled", "held-out, nats", "after a thought", "other text", "after a thought",
     "GSM8K, %",
 )  # fmt: skip
-SPLIT = (*RUN, "gain", "format", "generic", "content", "tokens a thought", "quoting the target", "alarms")
+PARTS = ("gain", "format", "drift", "generic", "content")
+SPLIT = (
+    *RUN, "gain", "format", "of it drift", "generic", "content", "tokens a thought", "quoting the target", "alarms",
+)  # fmt: skip
 AGAINST = ("model", "text", "RLP against", "RLP without a thought", "RLP after a thought")
 ENTROPY = (*RUN, *(f"fifth {n}" for n in range(1, 6)))
 COMPARED_NOTE = (
@@ -26,9 +29,10 @@ COMPARED_NOTE = (
     "text. GSM8K greedy without a thought, with its Wilson interval. One seed: no interval covers training again."
 )
 SPLIT_NOTE = (
-    "Gain in nats a scored token, intervals over held-out pieces. Format: an empty thought against none; generic: "
-    "another piece's thought against the empty one; content: the own thought against that. Quoting: share of thoughts "
-    "that hold the first scored token, and of another piece's that do."
+    "Gain in nats a scored token, intervals over held-out pieces. Format: an empty thought of the policy against "
+    "none of the baseline, which still is the base nearly; drift: the policy without a thought against the baseline, "
+    "which is all that CPT trains. Generic: another piece's thought against the empty one; content: the own thought "
+    "against that. Quoting: share of thoughts that hold the first scored token, and of another piece's that do."
 )
 AGAINST_NOTE = "Nats a token that RLP is ahead of the other's cross-entropy without a thought, paired by piece."
 SWEEP_NOTE = "CPT at equal tokens by rate: loss of the second half of the steps, nats a token. The lowest is taken."
@@ -87,7 +91,7 @@ def split(result: dict[str, Any]) -> list[str]:
     alarms = {**gain["alarms"], **{spell["kind"]: spell for spell in gain.get("warnings", ())}}
     return [
         *name_of(result),
-        *(interval(gain[name], gain[f"{name}_ci95"]) for name in ("gain", "format", "generic", "content")),
+        *(interval(gain[name], gain[f"{name}_ci95"]) for name in PARTS),
         number(gain["thought_len"], 1),
         f"{target['own']:.0%} / {target['shuffled']:.0%}",
         ", ".join(sorted(alarms)) or "none",
