@@ -30,7 +30,7 @@ def result(run: Run, loss: float = 2.5, gain: float = -0.25, evaluated: bool = T
     if run.arm != "base":
         found |= {"learning_rate": run.rate or 1e-5, "steps": 4, "input_tokens": 12_000, "sampled_tokens": 0}
     if run.match:
-        found["late_loss"] = loss
+        found |= {"late_loss": loss, "budget": {"flops": 2.5e12, "rlp_flops": 9e12}}
     if evaluated:
         found |= {"gain": gain_of(gain), "gsm8k": {"greedy": 12.5, "problems": 128}}
         found |= {"perplexity": {"ce_no_think_policy": 3.0, "ce_think": 3.25}}
@@ -114,16 +114,19 @@ def test_missing_text_is_one_line(tmp_path, capsys, monkeypatch):
     assert "no run matches" in capsys.readouterr().err
 
 
-def test_tables(tmp_path):
+def test_report(tmp_path):
     for run in [run for run in study.runs() if run.corpus == CORPORA[0]]:
         best = run.rate in (None, RATES[2])
         gain = -0.5 if run.arm == "base" else -0.25
         drive.keep(tmp_path, run, result(run, 2.25 if best else 2.5, gain, best))
     drive.keep(tmp_path, Run("smollm2", CORPORA[1], "base"), {"arm": "base", "gain": gain_of(0.0)})
-    compared, _, against, _, split, _, entropy, _, sweep, _ = table.tables(tmp_path).split("\n\n")
+    text = table.report(tmp_path, "said in words\n")
+    assert text.startswith("# Real models, real text\n\nsaid in words\n\n## The arms\n\n")
+    compared, against, split, entropy, sweep = (part for part in text.split("\n\n") if part.startswith("| "))
     assert len(compared.splitlines()) == len(split.splitlines()) == len(entropy.splitlines()) == 2 + 4 * len(MODELS)
-    assert "| smollm2 | gsm8k | base | – | – | – | 2.500 | 3.000 | 3.000 | 3.250 | 12.5 [7.8, 19.3] |" in compared
-    assert "| smollm2 | gsm8k | CPT, same tokens | 0.0001 | 12,000 | 0 | 2.500 | 2.750 |" in compared
+    assert "| smollm2 | gsm8k | base | – | – | – | – | 2.500 | 3.000 | 3.000 | 3.250 | 12.5 [7.8, 19.3] |" in compared
+    assert "| smollm2 | gsm8k | CPT, same tokens | 0.0001 | 12,000 | 0 | 2.5 | 2.500 | 2.750 |" in compared
+    assert "| smollm2 | gsm8k | RLP | 1e-05 | 12,000 | 0 | 9.0 | 2.500 |" in compared
     # RLP thinking: 2.5, 2.25, 2.75 against 2.0, 2.25, 2.25, so ahead by 0.5, 0.0 and 0.5, standard error 1/6
     half = 4.303 / 6
     ahead = f"+0.333 [−{half - 1 / 3:.3f}, +{half + 1 / 3:.3f}]"
@@ -139,3 +142,13 @@ def test_tables(tmp_path):
 def test_interval_of_a_share():
     low, high = table.wilson(0.0, 100)
     assert low == pytest.approx(0, abs=1e-12) and high == pytest.approx(0.0370, abs=1e-4)  # z²/(n + z²)
+
+
+def test_the_report_is_what_the_results_give(tmp_path, capsys):
+    assert table.main(["--check"]) == 0, capsys.readouterr().err
+    out = tmp_path / "RESULTS.md"
+    assert table.main(["--check", "--out", str(out)]) == 1
+    assert f"{out} is not current: run python -m experiments.real.table" in capsys.readouterr().err
+    assert table.main(["--out", str(out)]) == table.main(["--check", "--out", str(out)]) == 0
+    assert table.main(["--results", str(tmp_path)]) == 2
+    assert f"no results in {tmp_path}" in capsys.readouterr().err

@@ -198,12 +198,12 @@ def train(run: Run, run_dir: Path, rate: float | None, log: Path) -> dict[str, A
     call(train_command(run, run_dir, rate), log)
     config = json.loads((run_dir / "config.json").read_text())
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    late = {"late_loss": late_loss(rows)} if run.match else {}
-    return late | {
+    # The matched run by its name, where a path stood.
+    rival = {"late_loss": late_loss(rows), "budget": config["budget"] | {"run": run.rlp}} if run.match else {}
+    return rival | {
         "learning_rate": config["optimizer"]["learning_rate"],
         "steps": config["steps"],
         "seed": config["seed"],
-        "budget": config["budget"] and config["budget"] | {"run": run.rlp},  # a name, where a path stood
         "input_tokens": sum(row["input_tokens"] for row in rows),
         "sampled_tokens": sum(row.get("sampled_tokens", 0) for row in rows),
         "seconds": sum(row["seconds"] for row in rows),

@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the results of real models as Markdown: `python -m experiments.real.table [FOLDER]`."""
+"""Writes the report on real models, experiments/real/RESULTS.md, from the committed results alone.
 
+    python -m experiments.real.table            # write it
+    python -m experiments.real.table --check    # exit 1 where it is not current; nothing is written
+
+discussion.md is included as it stands.
+"""
+
+import argparse
 import math
 import sys
 from collections.abc import Iterator
@@ -15,9 +22,10 @@ MISSING = "–"
 NAMES = {"base": "base", "rlp": "RLP", "cpt_tokens": "CPT, same tokens", "cpt_flops": "CPT, same FLOPs"}
 RUN = ("model", "text", "arm")
 COMPARED = (
-    *RUN, "rate", "tokens read", "sampled", "held-out, nats", "after a thought", "other text", "after a thought",
-    "GSM8K, %",
+    *RUN, "rate", "tokens read", "sampled", "TFLOP", "held-out, nats", "after a thought", "other text",
+    "after a thought", "GSM8K, %",
 )  # fmt: skip
+REPORT = Path(__file__).with_name("RESULTS.md")
 PARTS = ("gain", "format", "drift", "generic", "content")
 SPLIT = (
     *RUN, "gain", "format", "of it drift", "generic", "content", "tokens a thought", "quoting the target", "alarms",
@@ -26,7 +34,8 @@ AGAINST = ("model", "text", "RLP against", "RLP without a thought", "RLP after a
 ENTROPY = (*RUN, *(f"fifth {n}" for n in range(1, 6)))
 COMPARED_NOTE = (
     "Cross-entropy of the policy, nats a token, on held-out pieces of the text that was trained on, and on the other "
-    "text. GSM8K greedy without a thought, with its Wilson interval. One seed: no interval covers training again."
+    "text. TFLOP: of training, counted from the traced programs; FLOPs are the same by the paper's rule. GSM8K greedy "
+    "without a thought, with its Wilson interval. One seed: no interval covers training again."
 )
 SPLIT_NOTE = (
     "Gain in nats a scored token, intervals over held-out pieces. Format: an empty thought of the policy against "
@@ -73,13 +82,22 @@ def name_of(result: dict[str, Any]) -> list[str]:
     return [result["model"], result["corpus"], NAMES[result["arm"]]]
 
 
-def compared(result: dict[str, Any]) -> list[str]:
+def operations(result: dict[str, Any], rivals: list[dict[str, Any]]) -> float | None:
+    """TFLOP that a run's training took, as its rivals' budgets count them; None of a base or where no rival says."""
+    if "budget" in result:
+        return result["budget"]["flops"] / 1e12
+    of_text = [rival["budget"]["rlp_flops"] for rival in rivals if name_of(rival)[:2] == name_of(result)[:2]]
+    return of_text[0] / 1e12 if of_text and result["arm"] == "rlp" else None
+
+
+def compared(result: dict[str, Any], tflop: float | None) -> list[str]:
     gain, other, gsm8k = (result[task] for task in ("gain", "perplexity", "gsm8k"))
     bounds = wilson(gsm8k["greedy"] / 100, gsm8k["problems"])
     return [
         *name_of(result),
         f"{result['learning_rate']:g}" if "learning_rate" in result else MISSING,
         *(number(result.get(name), 0) for name in ("input_tokens", "sampled_tokens")),
+        number(tflop, 1),
         *(number(row[name]) for row in (gain, other) for name in ("ce_no_think_policy", "ce_think")),
         f"{gsm8k['greedy']:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]",
     ]
@@ -125,33 +143,52 @@ def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def tables(folder: Path) -> str:
+def report(folder: Path, discussion: str) -> str:
+    """RESULTS.md, from a folder of results."""
     results = list(shown(folder))
     rlp = {(result["model"], result["corpus"]): result for result in results if result["arm"] == "rlp"}
     rivals = [result for result in results if result["arm"] != "rlp"]
     pairs = [(rlp[text], result) for result in rivals if (text := (result["model"], result["corpus"])) in rlp]
+    budgeted = [result for result in results if "budget" in result]
     swept = [
         sweep(folder, model, corpus)
         for model in MODELS
         for corpus in CORPORA
         if result_path(folder, Run(model, corpus, "cpt_tokens", RATES[0])).is_file()
     ]
-    parts = [
-        (markdown(COMPARED, [compared(result) for result in results]), COMPARED_NOTE),
-        (markdown(AGAINST, [against(*pair) for pair in pairs]), AGAINST_NOTE),
-        (markdown(SPLIT, [split(result) for result in results]), SPLIT_NOTE),
-        (markdown(ENTROPY, [entropy(result) for result in results]), ENTROPY_NOTE),
-        (markdown(("model", "text", *(f"{rate:g}" for rate in RATES)), swept), SWEEP_NOTE),
-    ]
-    return "\n\n".join(f"{table}\n\n{note}" for table, note in parts)
+    sections = {
+        "The arms": (
+            COMPARED_NOTE,
+            markdown(COMPARED, [compared(result, operations(result, budgeted)) for result in results]),
+        ),
+        "RLP against the others": (AGAINST_NOTE, markdown(AGAINST, [against(*pair) for pair in pairs])),
+        "What a gain is made of": (SPLIT_NOTE, markdown(SPLIT, [split(result) for result in results])),
+        "Where thinking pays": (ENTROPY_NOTE, markdown(ENTROPY, [entropy(result) for result in results])),
+        "Learning rates": (SWEEP_NOTE, markdown(("model", "text", *(f"{rate:g}" for rate in RATES)), swept)),
+    }
+    parts = ["# Real models, real text", discussion.strip()]
+    for title, section in sections.items():
+        parts += [f"## {title}", *section]
+    return "\n\n".join(parts) + "\n"
 
 
-def main() -> int:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    if not any(result_path(folder, run).is_file() for run in runs()):
-        print(f"table: no results in {folder}: python -m experiments.real.drive makes them", file=sys.stderr)
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the report is not current")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--out", type=Path, default=REPORT, help="the report")
+    args = parser.parse_args(arguments)
+    found = [run for run in runs() if result_path(args.results, run).is_file()]
+    if not found:
+        print(f"table: no results in {args.results}: python -m experiments.real.drive makes them", file=sys.stderr)
         return 2
-    print(tables(folder))
+    text = report(args.results, REPORT.with_name("discussion.md").read_text(encoding="utf-8"))
+    if not args.check:
+        args.out.write_text(text, encoding="utf-8")
+        print(f"{args.out}: {len(found)} of {len(runs())} runs")
+    elif not args.out.is_file() or args.out.read_text(encoding="utf-8") != text:
+        print(f"{args.out} is not current: run python -m experiments.real.table", file=sys.stderr)
+        return 1
     return 0
 
 
