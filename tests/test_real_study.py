@@ -130,7 +130,7 @@ def test_report(tmp_path):
     # RLP thinking: 2.5, 2.25, 2.75 against 2.0, 2.25, 2.25, so ahead by 0.5, 0.0 and 0.5, standard error 1/6
     half = 4.303 / 6
     ahead = f"+0.333 [−{half - 1 / 3:.3f}, +{half + 1 / 3:.3f}]"
-    assert f"| smollm2 | gsm8k | base | +0.000 [+0.000, +0.000] | {ahead} |" in against
+    assert f"| smollm2 | gsm8k | base | 0.000 [0.000, 0.000] | {ahead} |" in against
     assert len(against.splitlines()) == 2 + 3 * len(MODELS)
     parts = [f"{mean} [−1.000, +0.500]" for mean in ("−0.500", "−0.250", "+0.062", "+0.125", "−0.375")]
     assert f"| {' | '.join(parts)} |" in split

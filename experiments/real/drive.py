@@ -96,13 +96,7 @@ def eval_commands(run: Run, source: str, data: Path, out: Path) -> dict[str, lis
     options: dict[str, dict[str, Any]] = {
         "gain": {"limit": DOCUMENTS, "positions": 1},
         "gsm8k": {"data": data / QUESTIONS, "limit": PROBLEMS, "max-tokens": PROBLEM_TOKENS, "batch": TOGETHER},
-        "perplexity": {
-            "data": data / file,
-            "text": text,
-            "limit": PIECES,
-            "positions": POSITIONS,
-            "thought-tokens": 48,
-        },
+        "perplexity": {"data": data / file, "text": text, "limit": PIECES, "positions": POSITIONS},
     }
     given = {
         task: [part for name, value in options[task].items() for part in (f"--{name}", str(value))] for task in TASKS
@@ -158,7 +152,8 @@ def evaluate(run: Run, result: dict[str, Any], source: str, data: Path, work: Pa
     log, out = work / "logs" / f"{run.name}.log", work / "evals" / run.name
     if run.arm == "base":  # answers without a thought are the same whatever the text
         twin = read(result_path(results, run._replace(corpus=other(run.corpus)))) or {}
-        result |= {task: twin[task] for task in ("gsm8k",) if task in twin}
+        if "gsm8k" in twin:
+            result["gsm8k"] = twin["gsm8k"]
     for task, command in eval_commands(run, source, data, out).items():
         if task not in result:
             result[task] = json.loads(call(command, log))["tasks"][task]

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.paper.cells import MISSING, bounds, figure
+from experiments.paper.cells import table as markdown
 from experiments.paper.intervals import paired
 from experiments.real.drive import RESULTS, best_rate, complete, read, result_path
 from experiments.real.study import CORPORA, MODELS, RATES, Run, runs
 
-MISSING = "–"
 NAMES = {"base": "base", "rlp": "RLP", "cpt_tokens": "CPT, same tokens", "cpt_flops": "CPT, same FLOPs"}
 RUN = ("model", "text", "arm")
 COMPARED = (
@@ -48,14 +49,10 @@ SWEEP_NOTE = "CPT at equal tokens by rate: loss of the second half of the steps,
 ENTROPY_NOTE = "Gain of scored tokens by the entropy of the plain prediction, lowest fifth first."
 
 
-def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    return MISSING if value is None else f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
-
-
-def interval(mean: float, ends: tuple[float, float] | list[float] | None) -> str:
-    if ends is None:
-        return number(mean, sign=True)
-    return f"{number(mean, sign=True)} [{', '.join(number(end, sign=True) for end in ends)}]"
+def interval(mean: float, ends: list[float] | None) -> str:
+    """mean [low, high], as an evaluation gives them."""
+    text = figure(mean, 3, sign=True)
+    return text if ends is None else f"{text} [{', '.join(figure(end, 3, sign=True) for end in ends)}]"
 
 
 def wilson(right: float, problems: int) -> tuple[float, float]:
@@ -92,14 +89,14 @@ def operations(result: dict[str, Any], rivals: list[dict[str, Any]]) -> float | 
 
 def compared(result: dict[str, Any], tflop: float | None) -> list[str]:
     gain, other, gsm8k = (result[task] for task in ("gain", "perplexity", "gsm8k"))
-    bounds = wilson(gsm8k["greedy"] / 100, gsm8k["problems"])
+    low, high = wilson(gsm8k["greedy"] / 100, gsm8k["problems"])
     return [
         *name_of(result),
         f"{result['learning_rate']:g}" if "learning_rate" in result else MISSING,
-        *(number(result.get(name), 0) for name in ("input_tokens", "sampled_tokens")),
-        number(tflop, 1),
-        *(number(row[name]) for row in (gain, other) for name in ("ce_no_think_policy", "ce_think")),
-        f"{gsm8k['greedy']:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]",
+        *(figure(result.get(name), 0) for name in ("input_tokens", "sampled_tokens")),
+        figure(tflop, 1),
+        *(figure(row[name], 3) for row in (gain, other) for name in ("ce_no_think_policy", "ce_think")),
+        f"{gsm8k['greedy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
     ]
 
 
@@ -110,7 +107,7 @@ def split(result: dict[str, Any]) -> list[str]:
     return [
         *name_of(result),
         *(interval(gain[name], gain[f"{name}_ci95"]) for name in PARTS),
-        number(gain["thought_len"], 1),
+        figure(gain["thought_len"], 1),
         f"{target['own']:.0%} / {target['shuffled']:.0%}",
         ", ".join(sorted(alarms)) or "none",
     ]
@@ -120,10 +117,7 @@ def against(rlp: dict[str, Any], rival: dict[str, Any]) -> list[str]:
     def of(result: dict[str, Any], name: str) -> dict[int, float]:
         return dict(zip(result["held_out"]["document"], result["held_out"][name], strict=True))
 
-    cells = []
-    for name in ("no_think", "think"):
-        ahead = paired(of(rival, "no_think"), of(rlp, name))
-        cells.append(interval(ahead.mean, (ahead.low, ahead.high)))
+    cells = (bounds(paired(of(rival, "no_think"), of(rlp, name)), 3) for name in ("no_think", "think"))
     return [rlp["model"], rlp["corpus"], NAMES[rival["arm"]], *cells]
 
 
@@ -136,11 +130,7 @@ def entropy(result: dict[str, Any]) -> list[str]:
 def sweep(folder: Path, model: str, corpus: str) -> list[str]:
     """What each rate of continued pretraining came to."""
     results = [read(result_path(folder, Run(model, corpus, "cpt_tokens", rate))) for rate in RATES]
-    return [model, corpus, *(number(result and result["late_loss"]) for result in results)]
-
-
-def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return [model, corpus, *(figure(result and result["late_loss"], 3) for result in results)]
 
 
 def report(folder: Path, discussion: str) -> str:
