@@ -30,7 +30,7 @@ def result(run: Run, loss: float = 2.5, gain: float = -0.25, evaluated: bool = T
     if run.arm != "base":
         found |= {"learning_rate": run.rate or 1e-5, "steps": 4, "input_tokens": 12_000, "sampled_tokens": 0}
     if run.match:
-        found |= {"late_loss": loss, "budget": {"flops": 2.5e12, "rlp_flops": 9e12}}
+        found |= {"late_loss": loss, "budget": {"run": run.rlp, "flops": 2.5e12, "rlp_flops": 9e12}}
     if evaluated:
         found |= {"gain": gain_of(gain), "gsm8k": {"greedy": 12.5, "problems": 128}}
         found |= {"perplexity": {"ce_no_think_policy": 3.0, "ce_think": 3.25}}
@@ -42,7 +42,9 @@ def result(run: Run, loss: float = 2.5, gain: float = -0.25, evaluated: bool = T
 def test_commands_are_ones_that_rlp_takes(run, tmp_path):
     commands = list(drive.eval_commands(run, "model", tmp_path, tmp_path / "out").values())
     if run.arm != "base":
-        commands.append(drive.train_command(run, tmp_path / run.name, run.rate or 1e-5))
+        rate = run.rate or (3e-5 if run.match else None)
+        commands.append(drive.train_command(run, tmp_path / run.name, rate))
+        assert commands[-1].count(f"optimizer.learning_rate={rate}") == (rate is not None)
     for command in commands:
         parser().parse_args(command)
     trained = load_experiment(str(drive.STUDY), [f"model={run.model}", f"corpus={run.corpus}"])
@@ -116,22 +118,25 @@ def test_missing_text_is_one_line(tmp_path, capsys, monkeypatch):
 
 def test_report(tmp_path):
     for run in [run for run in study.runs() if run.corpus == CORPORA[0]]:
-        best = run.rate in (None, RATES[2])
+        best = not run.swept or run.rate == RATES[2]
         gain = -0.5 if run.arm == "base" else -0.25
         drive.keep(tmp_path, run, result(run, 2.25 if best else 2.5, gain, best))
     drive.keep(tmp_path, Run("smollm2", CORPORA[1], "base"), {"arm": "base", "gain": gain_of(0.0)})
     text = table.report(tmp_path, "said in words\n")
     assert text.startswith("# Real models, real text\n\nsaid in words\n\n## The arms\n\n")
     compared, against, split, entropy, sweep = (part for part in text.split("\n\n") if part.startswith("| "))
-    assert len(compared.splitlines()) == len(split.splitlines()) == len(entropy.splitlines()) == 2 + 4 * len(MODELS)
+    arms = 4 * len(MODELS) + len(study.HIGHER)
+    assert len(compared.splitlines()) == len(split.splitlines()) == len(entropy.splitlines()) == 2 + arms
     assert "| smollm2 | gsm8k | base | – | – | – | – | 2.500 | 3.000 | 3.000 | 3.250 | 12.5 [7.8, 19.3] |" in compared
     assert "| smollm2 | gsm8k | CPT, same tokens | 0.0001 | 12,000 | 0 | 2.5 | 2.500 | 2.750 |" in compared
     assert "| smollm2 | gsm8k | RLP | 1e-05 | 12,000 | 0 | 9.0 | 2.500 |" in compared
+    assert "| smollm2 | gsm8k | RLP at 3e-05 | 3e-05 | 12,000 | 0 | – | 2.500 |" in compared
     # RLP thinking: 2.5, 2.25, 2.75 against 2.0, 2.25, 2.25, so ahead by 0.5, 0.0 and 0.5, standard error 1/6
     half = 4.303 / 6
     ahead = f"+0.333 [−{half - 1 / 3:.3f}, +{half + 1 / 3:.3f}]"
-    assert f"| smollm2 | gsm8k | base | 0.000 [0.000, 0.000] | {ahead} |" in against
-    assert len(against.splitlines()) == 2 + 3 * len(MODELS)
+    for rlp in ("RLP", "RLP at 3e-05"):
+        assert f"| smollm2 | gsm8k | {rlp} | base | 0.000 [0.000, 0.000] | {ahead} |" in against
+    assert len(against.splitlines()) == 2 + 3 * (len(MODELS) + len(study.HIGHER))
     parts = [f"{mean} [−1.000, +0.500]" for mean in ("−0.500", "−0.250", "+0.062", "+0.125", "−0.375")]
     assert f"| {' | '.join(parts)} |" in split
     assert "| 12.5 | 25% / 12% | empty_thoughts, never_closed |" in split

@@ -78,8 +78,10 @@ def train_command(run: Run, run_dir: Path, rate: float | None) -> list[str]:
     if run.match:
         match_run = run_dir.with_name(run.rlp)
         command += ["--as", "cpt", "--match", run.match, "--match-run", str(match_run)]
-        command += ["--set", f"optimizer.learning_rate={rate}", "--set", f"optimizer.final_learning_rate={0.1 * rate}"]
+        command += ["--set", f"optimizer.final_learning_rate={0.1 * rate}"]
         command += ["--set", "optimizer.weight_decay=0.1"]  # the paper's for continued pretraining
+    if rate:
+        command += ["--set", f"optimizer.learning_rate={rate}"]
     return [*command, "--run-dir", str(run_dir)]
 
 
@@ -178,7 +180,7 @@ def make(run: Run, data: Path, work: Path, results: Path) -> str | None:
     if run.arm != "base" and "steps" not in result:
         result |= train(run, run_dir, rate, work / "logs" / f"{run.name}.log")
         keep(results, run, result)
-    if run.rate is None:
+    if not run.swept:
         evaluate(run, result, MODELS[run.model] if run.arm == "base" else str(run_dir), data, work, results)
     return "made"
 
@@ -225,9 +227,9 @@ def drive(selected: list[Run], data: Path, work: Path, results: Path, deadline: 
             break
         try:
             result = read(result_path(results, run))
-            if result is None or (run.rate is None and not complete(result)):
+            if result is None or (not run.swept and not complete(result)):
                 say(f"{run.name}: {make(run, data, work, results) or 'waits for the runs it is matched to'}")
-            if run.arm == "cpt_tokens" and evaluate_best(run, data, work, results):
+            if run.swept and evaluate_best(run, data, work, results):
                 say(f"{run.name}: the best of its sweep was evaluated")
         except Failed as error:
             failed.append(run.name)

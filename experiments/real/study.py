@@ -6,7 +6,8 @@ all, `table.py` shows them. Text is looked for as in `experiments/smollm2.py`, w
 
 Steps, batch and length are what an hour or two of two processor cores allow a model. Continued pretraining tries RATES
 for as many input tokens, and takes the best of them for as many operations: by its loss over the second half of its
-steps, on documents that it had not read until then. RLP's one rate is that of smollm2.py.
+steps, on documents that it had not read until then. RLP's rate is that of smollm2.py; SmolLM2 is also trained at
+HIGHER, so that a verdict does not hang on one rate.
 """
 
 import dataclasses
@@ -19,11 +20,13 @@ MODELS = {"smollm2": "smollm2-135m-instruct", "gemma3": "gemma3-270m"}
 STEPS = {"smollm2": 20, "gemma3": 12}
 CORPORA = ("gsm8k", "encyclopedia")
 RATES = (1e-5, 3e-5, 1e-4)  # of continued pretraining, for as many tokens
+HIGHER = {"smollm2": 3e-5}  # RLP's second rate, where there is one
 ARMS = ("base", "rlp", "cpt_tokens", "cpt_flops")
 
 
 class Run(NamedTuple):
-    """model, corpus: of MODELS and CORPORA. arm: of ARMS. rate: of a cpt_tokens run, which is one of a sweep."""
+    """model, corpus: of MODELS and CORPORA. arm: of ARMS. rate: of a cpt_tokens run, which is one of a sweep, or of
+    RLP's second run; None: the experiment's own, or the best of the sweep."""
 
     model: str
     corpus: str
@@ -33,6 +36,11 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         return "--".join((self.model, self.corpus, self.arm) + ((f"{self.rate:g}",) if self.rate else ()))
+
+    @property
+    def swept(self) -> bool:
+        """Whether it is one of a sweep, of which only the best is evaluated."""
+        return self.arm == "cpt_tokens"
 
     @property
     def match(self) -> str:
@@ -52,6 +60,7 @@ def runs() -> list[Run]:
             found += [Run(model, corpus, "base"), Run(model, corpus, "rlp")]
             found += [Run(model, corpus, "cpt_tokens", rate) for rate in RATES]
             found.append(Run(model, corpus, "cpt_flops"))
+            found += [Run(model, corpus, "rlp", HIGHER[model])] if model in HIGHER else []
     return found
 
 

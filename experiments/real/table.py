@@ -17,10 +17,10 @@ from typing import Any
 from experiments.paper.cells import MISSING, bounds, figure
 from experiments.paper.cells import table as markdown
 from experiments.paper.intervals import paired
-from experiments.real.drive import RESULTS, best_rate, complete, read, result_path
-from experiments.real.study import CORPORA, MODELS, RATES, Run, runs
+from experiments.real.drive import RESULTS, complete, read, result_path
+from experiments.real.study import ARMS, CORPORA, MODELS, RATES, Run, runs
 
-NAMES = {"base": "base", "rlp": "RLP", "cpt_tokens": "CPT, same tokens", "cpt_flops": "CPT, same FLOPs"}
+NAMES = dict(zip(ARMS, ("base", "RLP", "CPT, same tokens", "CPT, same FLOPs"), strict=True))
 RUN = ("model", "text", "arm")
 COMPARED = (
     *RUN, "rate", "tokens read", "sampled", "TFLOP", "held-out, nats", "after a thought", "other text",
@@ -31,7 +31,7 @@ PARTS = ("gain", "format", "drift", "generic", "content")
 SPLIT = (
     *RUN, "gain", "format", "of it drift", "generic", "content", "tokens a thought", "quoting the target", "alarms",
 )  # fmt: skip
-AGAINST = ("model", "text", "RLP against", "RLP without a thought", "RLP after a thought")
+AGAINST = (*RUN, "against", "without a thought", "after a thought")
 ENTROPY = (*RUN, *(f"fifth {n}" for n in range(1, 6)))
 COMPARED_NOTE = (
     "Cross-entropy of the policy, nats a token, on held-out pieces of the text that was trained on, and on the other "
@@ -64,27 +64,28 @@ def wilson(right: float, problems: int) -> tuple[float, float]:
 
 
 def shown(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every model, text and arm whose result is whole; of the rates that were tried, the best."""
-    for model in MODELS:
-        for corpus in CORPORA:
-            for arm in NAMES:
-                run = Run(model, corpus, arm)
-                rate = best_rate(run, folder) if arm == "cpt_tokens" else None
-                result = read(result_path(folder, run._replace(rate=rate)))
-                if complete(result):
-                    yield result
+    """Every result that is whole, by model, text and arm: all but those of the rates that were not the best."""
+
+    def place(run: Run) -> tuple[int, ...]:
+        return list(MODELS).index(run.model), CORPORA.index(run.corpus), ARMS.index(run.arm)
+
+    for run in sorted(runs(), key=place):
+        result = read(result_path(folder, run))
+        if complete(result):
+            yield result
 
 
 def name_of(result: dict[str, Any]) -> list[str]:
-    return [result["model"], result["corpus"], NAMES[result["arm"]]]
+    model, corpus, arm, *rate = result["name"].split("--")
+    return [model, corpus, NAMES[arm] + (f" at {rate[0]}" if rate and arm == "rlp" else "")]
 
 
 def operations(result: dict[str, Any], rivals: list[dict[str, Any]]) -> float | None:
-    """TFLOP that a run's training took, as its rivals' budgets count them; None of a base or where no rival says."""
+    """TFLOP that a run's training took, as the budgets of its rivals count them; None where there is no such rival."""
     if "budget" in result:
         return result["budget"]["flops"] / 1e12
-    of_text = [rival["budget"]["rlp_flops"] for rival in rivals if name_of(rival)[:2] == name_of(result)[:2]]
-    return of_text[0] / 1e12 if of_text and result["arm"] == "rlp" else None
+    of_run = [rival["budget"]["rlp_flops"] for rival in rivals if rival["budget"]["run"] == result["name"]]
+    return of_run[0] / 1e12 if of_run else None
 
 
 def compared(result: dict[str, Any], tflop: float | None) -> list[str]:
@@ -118,7 +119,7 @@ def against(rlp: dict[str, Any], rival: dict[str, Any]) -> list[str]:
         return dict(zip(result["held_out"]["document"], result["held_out"][name], strict=True))
 
     cells = (bounds(paired(of(rival, "no_think"), of(rlp, name)), 3) for name in ("no_think", "think"))
-    return [rlp["model"], rlp["corpus"], NAMES[rival["arm"]], *cells]
+    return [*name_of(rlp), name_of(rival)[2], *cells]
 
 
 def entropy(result: dict[str, Any]) -> list[str]:
@@ -136,9 +137,13 @@ def sweep(folder: Path, model: str, corpus: str) -> list[str]:
 def report(folder: Path, discussion: str) -> str:
     """RESULTS.md, from a folder of results."""
     results = list(shown(folder))
-    rlp = {(result["model"], result["corpus"]): result for result in results if result["arm"] == "rlp"}
     rivals = [result for result in results if result["arm"] != "rlp"]
-    pairs = [(rlp[text], result) for result in rivals if (text := (result["model"], result["corpus"])) in rlp]
+    pairs = [
+        (rlp, rival)
+        for rlp in results
+        for rival in rivals
+        if rlp["arm"] == "rlp" and (rlp["model"], rlp["corpus"]) == (rival["model"], rival["corpus"])
+    ]
     budgeted = [result for result in results if "budget" in result]
     swept = [
         sweep(folder, model, corpus)
