@@ -2,12 +2,13 @@
 """Pure functions over a run's numbers: confidence intervals and the signs of a run that is losing its thoughts."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 START_STEPS = 5  # the starting averages are taken over this many steps
+LEAST_SPREAD = 0.05  # of rewards within a position, as a share of what thoughts cost
 
 
 def mean_ci95(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float]]:
@@ -69,3 +70,31 @@ def collapse_warnings(start: ThoughtStart, thought_len: float, stop_rate: float,
             f"thoughts no longer end: stop rate {stop_rate:.2f}, {start.stop_rate:.2f} at the start; all are cut"
         )
     return warnings
+
+
+def spread_warnings(reward_mean: float, reward_std: float) -> dict[str, str]:
+    """The sign of thoughts that have become one and the same, and a bad one: all advantages are 0 then, so that it
+    stays. Where thoughts pay, a small spread is what success looks like, and no sign.
+
+    Args:
+      reward_mean: this step's mean reward, nats a scored token.
+      reward_std: its mean standard deviation over the thoughts of a position.
+
+    Returns:
+      Kind of warning to its message, empty where all is well.
+    """
+    if not (math.isfinite(reward_std) and reward_mean < 0 and reward_std < LEAST_SPREAD * -reward_mean):
+        return {}
+    return {
+        "no_spread": f"the thoughts of a position all cost the same, {-reward_mean:.2f} nats: nothing is left to learn "
+        "from; try a lower learning rate"
+    }
+
+
+def row_warnings(start: ThoughtStart, row: Mapping[str, Any], close_tokens: int) -> tuple[ThoughtStart, dict[str, str]]:
+    """Both kinds of warnings of a row of metrics.jsonl with thoughts, and the averages with it in them. A value that is
+    None or missing is not known."""
+    names = ("thought_len", "stop_rate", "reward_mean", "reward_std")
+    thought_len, stop_rate, *rewards = (math.nan if row.get(name) is None else float(row[name]) for name in names)
+    start = start.add(thought_len, stop_rate)
+    return start, collapse_warnings(start, thought_len, stop_rate, close_tokens) | spread_warnings(*rewards)

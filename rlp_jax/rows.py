@@ -12,7 +12,7 @@ from rlp_jax.algorithms import Decode
 from rlp_jax.config import Config
 from rlp_jax.distributed import Team, fetch
 from rlp_jax.learner import Samples, Scores
-from rlp_jax.metrics import ThoughtStart, collapse_warnings
+from rlp_jax.metrics import ThoughtStart, row_warnings
 from rlp_jax.writers import RunLog
 
 THOUGHTS_DOCUMENTS = 2
@@ -99,8 +99,8 @@ def watch(progress: Progress, row: dict, close_tokens: int, log: RunLog) -> dict
         progress.skipped, progress.skipped_in_a_row = progress.skipped + 1, progress.skipped_in_a_row + 1
         warnings["not_finite"] = "loss, reward or gradient is not finite: the step is skipped"
     if "thought_len" in row:
-        progress.start = progress.start.add(row["thought_len"], row["stop_rate"])
-        warnings |= collapse_warnings(progress.start, row["thought_len"], row["stop_rate"], close_tokens)
+        progress.start, of_thoughts = row_warnings(progress.start, row, close_tokens)
+        warnings |= of_thoughts
     for kind, text in warnings.items():
         if kind not in progress.warned or kind == "not_finite":
             log.message(f"warning: step {row['step']}: {text}")

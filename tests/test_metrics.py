@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from rlp_jax.metrics import ThoughtStart, collapse_warnings, mean_ci95
+from rlp_jax.metrics import ThoughtStart, collapse_warnings, mean_ci95, row_warnings, spread_warnings
 
 
 def test_interval_by_hand():
@@ -61,3 +61,30 @@ def test_a_stop_rate_that_was_always_low_is_no_collapse():
 
 def test_silent_while_the_start_is_measured():
     assert collapse_warnings(ThoughtStart().add(40.0, 0.5), 1.0, 1.0, close_tokens=1) == {}
+
+
+@pytest.mark.parametrize(
+    ("reward_mean", "reward_std", "warned"),
+    [
+        (-1.0, 0.04, True),
+        (-1.0, 0.0, True),
+        (-1.0, 0.06, False),
+        (-0.1, 0.04, False),
+        (1.0, 0.0, False),  # all thoughts are right
+        (0.0, 0.0, False),
+        (float("nan"), 0.0, False),
+        (-1.0, float("nan"), False),
+    ],
+)
+def test_thoughts_that_all_cost_the_same(reward_mean, reward_std, warned):
+    assert list(spread_warnings(reward_mean, reward_std)) == ["no_spread"] * warned
+
+
+def test_a_row_has_both_kinds_and_what_it_lacks_is_not_known():
+    row = {"thought_len": 2.0, "stop_rate": 1.0, "reward_mean": -2.0, "reward_std": 0.0}
+    start, warnings = row_warnings(started(), row, close_tokens=2)
+    assert start == started() and set(warnings) == {"thought_length", "empty_thoughts", "no_spread"}
+    assert "2.00 nats" in warnings["no_spread"]
+    assert set(row_warnings(start, row | {"reward_std": None}, close_tokens=2)[1]) == set(warnings) - {"no_spread"}
+    start, warnings = row_warnings(ThoughtStart(), {"reward_mean": -2.0, "reward_std": 0.0}, close_tokens=2)
+    assert start == ThoughtStart() and set(warnings) == {"no_spread"}

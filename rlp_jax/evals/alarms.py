@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alarms: thoughts that die out over a run, and thoughts that are none. Few and clear-cut; the rest is for a reader."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlp_jax.metrics import START_STEPS, ThoughtStart, collapse_warnings
+from rlp_jax.metrics import START_STEPS, ThoughtStart, collapse_warnings, row_warnings
 
 BARE_SHARE = 0.1  # of thoughts
 
 
 def of_run(rows: Sequence[dict[str, Any]], close_tokens: int) -> list[dict[str, Any]]:
-    """When the collapse warnings of a run rose, by the rule that warned while it ran (`metrics.collapse_warnings`).
+    """When the collapse warnings of a run rose, by the rule that warned while it ran (`metrics.row_warnings`).
 
     Args:
       rows: of metrics.jsonl, in order of steps; those without thoughts raise nothing.
@@ -24,9 +23,7 @@ def of_run(rows: Sequence[dict[str, Any]], close_tokens: int) -> list[dict[str, 
     for row in rows:
         if "thought_len" not in row:
             continue
-        now = [math.nan if row.get(name) is None else float(row[name]) for name in ("thought_len", "stop_rate")]
-        start = start.add(*now)
-        warnings = collapse_warnings(start, *now, close_tokens)
+        start, warnings = row_warnings(start, row, close_tokens)
         open_ = {kind: spell for kind, spell in open_.items() if kind in warnings}
         for kind, message in warnings.items():
             if kind not in open_:

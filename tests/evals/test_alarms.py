@@ -31,6 +31,8 @@ def test_by_hand():
 def test_the_same_as_while_it_ran(tmp_path):
     rows = rows_of((HEALTHY, 5), (SHRUNK, 3), (HEALTHY, 2), (EMPTY, 2), (HEALTHY, 1), (ENDLESS, 2))
     rows[3] |= {"thought_len": float("nan"), "stop_rate": float("nan")}
+    for row in rows[10:]:
+        row |= {"reward_mean": -1.5, "reward_std": 0.01}
     progress = Progress()
     with RunLog(tmp_path, len(rows), console=Console(quiet=True)) as log:
         warned = {row["step"]: set(watch(progress, row, 1, log)["warnings"]) for row in rows}
