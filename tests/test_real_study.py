@@ -32,15 +32,19 @@ def result(run: Run, loss: float = 2.5, gain: float = -0.25, evaluated: bool = T
     if run.match:
         found |= {"late_loss": loss, "budget": {"run": run.rlp, "flops": 2.5e12, "rlp_flops": 9e12}}
     if evaluated:
-        found |= {"gain": gain_of(gain), "gsm8k": {"greedy": 12.5, "problems": 128}}
-        found |= {"perplexity": {"ce_no_think_policy": 3.0, "ce_think": 3.25}}
+        figures = {"gsm8k": {"greedy": 12.5, "problems": 128}}
+        figures["perplexity"] = {"ce_no_think_policy": 3.0, "ce_think": 3.25}
+        figures["gain"] = gain_of(gain)
+        found |= {task: figures[task] for task in drive.tasks(run)}
         found["held_out"] = {"document": [1, 2, 3], "think": [2.0, 2.25, 2.5 + gain], "no_think": [2.5, 2.25, 2.75]}
     return found
 
 
 @pytest.mark.parametrize("run", study.runs(), ids=lambda run: run.name)
 def test_commands_are_ones_that_rlp_takes(run, tmp_path):
-    commands = list(drive.eval_commands(run, "model", tmp_path, tmp_path / "out").values())
+    evaluations = drive.eval_commands(run, "model", tmp_path, tmp_path / "out")
+    assert tuple(evaluations) == (("gain",) if "--rlp--" in run.name else drive.TASKS)
+    commands = list(evaluations.values())
     if run.arm != "base":
         rate = run.rate or (3e-5 if run.match else None)
         commands.append(drive.train_command(run, tmp_path / run.name, rate))
@@ -68,7 +72,7 @@ def test_a_base_answers_once_whatever_the_text(tmp_path, monkeypatch):
     assert drive.make(bases[1], tmp_path, tmp_path / "work", tmp_path) == "made"
     assert asked == ["gain", "perplexity"]
     made = drive.read(drive.result_path(tmp_path, bases[1]))
-    assert drive.complete(made) and made["gsm8k"] == {"greedy": 12.5} and made["arm"] == "base"
+    assert drive.complete(bases[1], made) and made["gsm8k"] == {"greedy": 12.5} and made["arm"] == "base"
 
 
 def test_late_loss_is_of_the_second_half_of_the_steps():
@@ -125,18 +129,18 @@ def test_report(tmp_path):
     text = table.report(tmp_path, "said in words\n")
     assert text.startswith("# Real models, real text\n\nsaid in words\n\n## The arms\n\n")
     compared, against, split, entropy, sweep = (part for part in text.split("\n\n") if part.startswith("| "))
-    arms = 4 * len(MODELS) + len(study.HIGHER)
+    arms = 4 * len(MODELS) + len(study.LOWER)
     assert len(compared.splitlines()) == len(split.splitlines()) == len(entropy.splitlines()) == 2 + arms
     assert "| smollm2 | gsm8k | base | – | – | – | – | 2.500 | 3.000 | 3.000 | 3.250 | 12.5 [7.8, 19.3] |" in compared
     assert "| smollm2 | gsm8k | CPT, same tokens | 0.0001 | 12,000 | 0 | 2.5 | 2.500 | 2.750 |" in compared
     assert "| smollm2 | gsm8k | RLP | 1e-05 | 12,000 | 0 | 9.0 | 2.500 |" in compared
-    assert "| smollm2 | gsm8k | RLP at 3e-05 | 3e-05 | 12,000 | 0 | – | 2.500 |" in compared
+    assert "| gemma3 | gsm8k | RLP at 3e-06 | 3e-06 | 12,000 | 0 | – | 2.500 | 2.750 | – | – | – |" in compared
     # RLP thinking: 2.5, 2.25, 2.75 against 2.0, 2.25, 2.25, so ahead by 0.5, 0.0 and 0.5, standard error 1/6
     half = 4.303 / 6
     ahead = f"+0.333 [−{half - 1 / 3:.3f}, +{half + 1 / 3:.3f}]"
-    for rlp in ("RLP", "RLP at 3e-05"):
-        assert f"| smollm2 | gsm8k | {rlp} | base | 0.000 [0.000, 0.000] | {ahead} |" in against
-    assert len(against.splitlines()) == 2 + 3 * (len(MODELS) + len(study.HIGHER))
+    for rlp in ("smollm2 | gsm8k | RLP", "gemma3 | gsm8k | RLP at 3e-06"):
+        assert f"| {rlp} | base | 0.000 [0.000, 0.000] | {ahead} |" in against
+    assert len(against.splitlines()) == 2 + 3 * (len(MODELS) + len(study.LOWER))
     parts = [f"{mean} [−1.000, +0.500]" for mean in ("−0.500", "−0.250", "+0.062", "+0.125", "−0.375")]
     assert f"| {' | '.join(parts)} |" in split
     assert "| 12.5 | 25% / 12% | empty_thoughts, never_closed |" in split

@@ -90,7 +90,7 @@ def other(corpus: str) -> str:
 
 
 def eval_commands(run: Run, source: str, data: Path, out: Path) -> dict[str, list[str]]:
-    """{task: command}."""
+    """{task: command}, of the run's tasks."""
     shared = ["eval", source, "--json", "--out", str(out)]
     if run.arm == "base":  # a run has a template and held-out documents of its own
         shared += ["--experiment", str(STUDY.with_name(f"{run.corpus}.py"))]
@@ -103,7 +103,7 @@ def eval_commands(run: Run, source: str, data: Path, out: Path) -> dict[str, lis
     given = {
         task: [part for name, value in options[task].items() for part in (f"--{name}", str(value))] for task in TASKS
     }
-    return {task: [*shared, "--tasks", task, *given[task]] for task in TASKS}
+    return {task: [*shared, "--tasks", task, *given[task]] for task in tasks(run)}
 
 
 def call(arguments: list[str], log: Path) -> str:
@@ -129,9 +129,14 @@ def call(arguments: list[str], log: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def complete(result: dict[str, Any] | None) -> bool:
+def tasks(run: Run) -> tuple[str, ...]:
+    """What a run is evaluated on. RLP's second rate is asked about thoughts alone."""
+    return TASKS[:1] if run.arm == "rlp" and run.rate else TASKS
+
+
+def complete(run: Run, result: dict[str, Any] | None) -> bool:
     """Whether every task has its figures."""
-    return result is not None and all(task in result for task in TASKS)
+    return result is not None and all(task in result for task in tasks(run))
 
 
 def held_out(records: Path) -> dict[str, list[float]]:
@@ -213,7 +218,7 @@ def evaluate_best(run: Run, data: Path, work: Path, results: Path) -> bool:
     rate = best_rate(run, results)
     best = Run(run.model, run.corpus, "cpt_tokens", rate) if rate else None
     result = best and read(result_path(results, best))
-    if not result or complete(result):
+    if not result or complete(best, result):
         return False
     evaluate(best, result, str(work / "runs" / best.name), data, work, results)
     return True
@@ -227,7 +232,7 @@ def drive(selected: list[Run], data: Path, work: Path, results: Path, deadline: 
             break
         try:
             result = read(result_path(results, run))
-            if result is None or (not run.swept and not complete(result)):
+            if result is None or (not run.swept and not complete(run, result)):
                 say(f"{run.name}: {make(run, data, work, results) or 'waits for the runs it is matched to'}")
             if run.swept and evaluate_best(run, data, work, results):
                 say(f"{run.name}: the best of its sweep was evaluated")

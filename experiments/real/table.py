@@ -71,7 +71,7 @@ def shown(folder: Path) -> Iterator[dict[str, Any]]:
 
     for run in sorted(runs(), key=place):
         result = read(result_path(folder, run))
-        if complete(result):
+        if complete(run, result):
             yield result
 
 
@@ -89,16 +89,20 @@ def operations(result: dict[str, Any], rivals: list[dict[str, Any]]) -> float | 
 
 
 def compared(result: dict[str, Any], tflop: float | None) -> list[str]:
-    gain, other, gsm8k = (result[task] for task in ("gain", "perplexity", "gsm8k"))
-    low, high = wilson(gsm8k["greedy"] / 100, gsm8k["problems"])
+    gain, other = result["gain"], result.get("perplexity", {})
     return [
         *name_of(result),
         f"{result['learning_rate']:g}" if "learning_rate" in result else MISSING,
         *(figure(result.get(name), 0) for name in ("input_tokens", "sampled_tokens")),
         figure(tflop, 1),
-        *(figure(row[name], 3) for row in (gain, other) for name in ("ce_no_think_policy", "ce_think")),
-        f"{gsm8k['greedy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        *(figure(row.get(name), 3) for row in (gain, other) for name in ("ce_no_think_policy", "ce_think")),
+        answered(result["gsm8k"]) if "gsm8k" in result else MISSING,
     ]
+
+
+def answered(gsm8k: dict[str, Any]) -> str:
+    low, high = wilson(gsm8k["greedy"] / 100, gsm8k["problems"])
+    return f"{gsm8k['greedy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def split(result: dict[str, Any]) -> list[str]:
