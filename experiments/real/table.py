@@ -60,7 +60,7 @@ def wilson(right: float, problems: int) -> tuple[float, float]:
     z2 = 1.96**2
     middle = (right + z2 / (2 * problems)) / (1 + z2 / problems)
     half = 1.96 / (1 + z2 / problems) * math.sqrt(right * (1 - right) / problems + z2 / (4 * problems**2))
-    return middle - half, middle + half
+    return max(middle - half, 0.0), min(middle + half, 1.0)  # at the ends rounding could put them outside
 
 
 def shown(folder: Path) -> Iterator[dict[str, Any]]:
