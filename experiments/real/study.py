@@ -6,8 +6,8 @@ all, `table.py` shows them. Text is looked for as in `experiments/smollm2.py`, w
 
 Steps, batch and length are what an hour or two of two processor cores allow a model. Continued pretraining tries RATES
 for as many input tokens, and takes the best of them for as many operations: by its loss over the second half of its
-steps, on documents that it had not read until then. RLP's rate is that of smollm2.py. Gemma 3, whose
-thoughts came out worse than they were at it, is trained at a lower one as well (LOWER), and asked about thoughts alone.
+steps, on documents that it had not read until then. RLP's rate is that of smollm2.py. Where thoughts all became one
+and the same at it, RLP trains at a lower rate as well (LOWER), and is asked about its thoughts alone.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ MODELS = {"smollm2": "smollm2-135m-instruct", "gemma3": "gemma3-270m"}
 STEPS = {"smollm2": 20, "gemma3": 12}
 CORPORA = ("gsm8k", "encyclopedia")
 RATES = (1e-5, 3e-5, 1e-4)  # of continued pretraining, for as many tokens
-LOWER = {"gemma3": 3e-6}
+LOWER = {("gemma3", "encyclopedia"): 3e-6}
 ARMS = ("base", "rlp", "cpt_tokens", "cpt_flops")
 
 
@@ -60,7 +60,7 @@ def runs() -> list[Run]:
             found += [Run(model, corpus, "base"), Run(model, corpus, "rlp")]
             found += [Run(model, corpus, "cpt_tokens", rate) for rate in RATES]
             found.append(Run(model, corpus, "cpt_flops"))
-            found += [Run(model, corpus, "rlp", LOWER[model])] if model in LOWER else []
+            found += [Run(model, corpus, "rlp", rate) for text, rate in LOWER.items() if text == (model, corpus)]
     return found
 
 
