@@ -32,9 +32,11 @@ def result(run: Run, loss: float = 2.5, gain: float = -0.25, evaluated: bool = T
     if run.match:
         found |= {"late_loss": loss, "budget": {"run": run.rlp, "flops": 2.5e12, "rlp_flops": 9e12}}
     if evaluated:
-        figures = {"gsm8k": {"greedy": 12.5, "problems": 128}}
-        figures["perplexity"] = {"ce_no_think_policy": 3.0, "ce_think": 3.25}
-        figures["gain"] = gain_of(gain)
+        figures = {
+            "gain": gain_of(gain),
+            "gsm8k": {"greedy": 12.5, "problems": 128},
+            "perplexity": {"ce_no_think_policy": 3.0, "ce_think": 3.25},
+        }
         found |= {task: figures[task] for task in drive.tasks(run)}
         found["held_out"] = {"document": [1, 2, 3], "think": [2.0, 2.25, 2.5 + gain], "no_think": [2.5, 2.25, 2.75]}
     return found

@@ -100,10 +100,11 @@ def eval_commands(run: Run, source: str, data: Path, out: Path) -> dict[str, lis
         "gsm8k": {"data": data / QUESTIONS, "limit": PROBLEMS, "max-tokens": PROBLEM_TOKENS, "batch": TOGETHER},
         "perplexity": {"data": data / file, "text": text, "limit": PIECES, "positions": POSITIONS},
     }
-    given = {
-        task: [part for name, value in options[task].items() for part in (f"--{name}", str(value))] for task in TASKS
-    }
-    return {task: [*shared, "--tasks", task, *given[task]] for task in tasks(run)}
+    commands = {}
+    for task in tasks(run):
+        given = [part for name, value in options[task].items() for part in (f"--{name}", str(value))]
+        commands[task] = [*shared, "--tasks", task, *given]
+    return commands
 
 
 def call(arguments: list[str], log: Path) -> str:
