@@ -53,7 +53,18 @@ class Browser:
         self.driver = driver
         driver.get_log("browser")
         driver.get(path.resolve().as_uri())
+        self.drawn()
         assert self.all("#viewer *") or self.all(".figure")
+
+    def drawn(self):
+        """Waits for two frames: what the page does when a size or a place changed is done by then."""
+        self.js("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def wait_for(self, selector):
+        """What the selector finds, as soon as there is some: a browser tells of an opened <details> in its own time."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        return WebDriverWait(self.driver, 30).until(lambda _: self.all(selector))
 
     def all(self, selector):
         return self.driver.find_elements("css selector", selector)
@@ -128,7 +139,7 @@ def test_curves_show_their_numbers(chromium, report, run_dir):
     assert page.one("#figure-gain .legend button").get_attribute("aria-pressed") == "false"
     assert len(page.all("#figure-gain .band")) == 2 and "thought 1.45" not in page.texts("#figure-gain .reading")[0]
     page.click(page.one("#figure-gain summary"))
-    rows = [row.text.split() for row in page.all("#figure-gain tbody tr")]
+    rows = [row.text.split() for row in page.wait_for("#figure-gain tbody tr")]
     assert len(rows) == 7 and rows[0][:2] == ["0", "−0.55"] and rows[-1][:2] == ["60", "1.85"]
     page.assert_clean()
 
@@ -344,7 +355,7 @@ def test_two_thousand_documents(chromium, tmp_path):
     assert text == "".join(last["tokens"])
     for part in (0.1, 0.9, 0.5):  # scrolled about: rows come and go
         page.js("const l = document.querySelector('.list'); l.scrollTop = l.scrollHeight * arguments[0]", part)
-        page.js("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.drawn()
         places = [int(row.get_attribute("aria-posinset")) for row in page.all(".row")]
         assert min(places) < 2000 * part + 2 < max(places) and len(places) < 40
     page.click(page.all(".row")[12])
