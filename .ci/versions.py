@@ -31,7 +31,7 @@ CORE = (
     "tests/test_objective.py::test_information_gain_by_hand",
     "tests/test_objective.py::test_group_relative_advantage_by_hand",
     "tests/test_objective.py::test_clipped_surrogate_by_hand",
-    "tests/test_objective.py::test_gradient_at_ratio_one_is_reinforce_with_length_normalisation",
+    "tests/test_objective_properties.py::test_gradient_at_ratio_one_is_reinforce_with_length_normalisation",
     "tests/rollout/test_sampling.py::test_keys_belong_to_document_position_and_thought",
     "tests/rollout/test_engine.py::test_the_loop_is_the_naive_loop[llama]",
     "tests/test_checkpoint.py::test_round_trip_is_bitwise_and_keeps_the_newest",
