@@ -131,7 +131,8 @@ def test_report(tmp_path):
     text = table.report(tmp_path, "said in words\n")
     assert text.startswith("# Real models, real text\n\nsaid in words\n\n## The arms\n\n")
     compared, against, split, entropy, sweep = (part for part in text.split("\n\n") if part.startswith("| "))
-    arms = 3 * 4 + len(study.LOWER)
+    further = len(study.FURTHER["smollm2"]) + 2 * len(study.FURTHER["gemma3"])
+    arms = 3 * 4 + further
     assert len(compared.splitlines()) == len(split.splitlines()) == len(entropy.splitlines()) == 2 + arms
     assert "| smollm2 | gsm8k | base | – | – | – | – | 2.500 | 3.000 | 3.000 | 3.250 | 12.5 [7.8, 19.3] |" in compared
     assert "| smollm2 | gsm8k | CPT, same tokens | 0.0001 | 12,000 | 0 | 2.5 | 2.500 | 2.750 |" in compared
@@ -142,7 +143,7 @@ def test_report(tmp_path):
     ahead = f"+0.333 [−{half - 1 / 3:.3f}, +{half + 1 / 3:.3f}]"
     for rlp in ("smollm2 | gsm8k | RLP", "gemma3 | encyclopedia | RLP at 3e-06"):
         assert f"| {rlp} | base | 0.000 [0.000, 0.000] | {ahead} |" in against
-    assert len(against.splitlines()) == 2 + 3 * (3 + len(study.LOWER))
+    assert len(against.splitlines()) == 2 + 3 * (3 + further)
     parts = [f"{mean} [−1.000, +0.500]" for mean in ("−0.500", "−0.250", "+0.062", "+0.125", "−0.375")]
     assert f"| {' | '.join(parts)} |" in split
     assert "| 12.5 | 25% / 12% | empty_thoughts, never_closed |" in split

@@ -131,7 +131,7 @@ def call(arguments: list[str], log: Path) -> str:
 
 
 def tasks(run: Run) -> tuple[str, ...]:
-    """What a run is evaluated on. RLP's second rate is asked about thoughts alone."""
+    """What a run is evaluated on. RLP at a further rate is asked about held-out pieces alone."""
     return TASKS[:1] if run.arm == "rlp" and run.rate else TASKS
 
 

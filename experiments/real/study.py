@@ -6,8 +6,8 @@ all, `table.py` shows them. Text is looked for as in `experiments/smollm2.py`, w
 
 Steps, batch and length are what an hour or two of two processor cores allow a model. Continued pretraining tries RATES
 for as many input tokens, and takes the best of them for as many operations: by its loss over the second half of its
-steps, on documents that it had not read until then. RLP's rate is that of smollm2.py. Where thoughts all became one
-and the same at it, RLP trains at a lower rate as well (LOWER), and is asked about its thoughts alone.
+steps, on documents that it had not read until then. RLP's rate is that of smollm2.py; at FURTHER rates it trains as
+well, and is asked about held-out pieces alone.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ MODELS = {"smollm2": "smollm2-135m-instruct", "gemma3": "gemma3-270m"}
 STEPS = {"smollm2": 20, "gemma3": 12}
 CORPORA = ("gsm8k", "encyclopedia")
 RATES = (1e-5, 3e-5, 1e-4)  # of continued pretraining, for as many tokens
-LOWER = {("gemma3", "encyclopedia"): 3e-6}
+FURTHER = {"smollm2": (3e-6, 3e-5), "gemma3": (3e-6,)}  # of RLP
 ARMS = ("base", "rlp", "cpt_tokens", "cpt_flops")
 
 
 class Run(NamedTuple):
     """model, corpus: of MODELS and CORPORA. arm: of ARMS. rate: of a cpt_tokens run, which is one of a sweep, or of
-    RLP's second run; None: the experiment's own, or the best of the sweep."""
+    RLP's further runs; None: the experiment's own, or the best of the sweep."""
 
     model: str
     corpus: str
@@ -60,7 +60,7 @@ def runs() -> list[Run]:
             found += [Run(model, corpus, "base"), Run(model, corpus, "rlp")]
             found += [Run(model, corpus, "cpt_tokens", rate) for rate in RATES]
             found.append(Run(model, corpus, "cpt_flops"))
-            found += [Run(model, corpus, "rlp", rate) for text, rate in LOWER.items() if text == (model, corpus)]
+            found += [Run(model, corpus, "rlp", rate) for rate in FURTHER[model]]
     return found
 
 
