@@ -44,7 +44,10 @@ SPLIT_NOTE = (
     "which is all that CPT trains. Generic: another piece's thought against the empty one; content: the own thought "
     "against that. Quoting: share of thoughts that hold the first scored token, and of another piece's that do."
 )
-AGAINST_NOTE = "Nats a token that RLP is ahead of the other's cross-entropy without a thought, paired by piece."
+AGAINST_NOTE = (
+    "RLP's cross-entropy, without a thought and after one, against the other's without one: nats a token that RLP is "
+    "ahead, paired by piece."
+)
 SWEEP_NOTE = "CPT at equal tokens by rate: loss of the second half of the steps, nats a token. The lowest is taken."
 ENTROPY_NOTE = "Gain of scored tokens by the entropy of the plain prediction, lowest fifth first."
 
