@@ -67,6 +67,8 @@ def _answers(data: dict, plain, branches) -> dict[str, float]:
     out = {"one step of a thought, accuracy": good.sum() / data["state_BRS"].sum()}
 
     def score(name, logits_RV, where):
+        if not where.any():  # few documents need not hold every kind
+            return
         out[f"{name}, accuracy"] = (logits_RV[where].argmax(-1) == data["answer_BR"][where]).mean()
         out[f"{name}, cross-entropy"] = _cross_entropy(logits_RV[where], data["answer_BR"][where])
 

@@ -2,6 +2,7 @@
 """The driver on a study of five runs: results, resuming after a kill, what it refuses and how it fails."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from experiments.paper import drive, outcome, prepare
 from experiments.paper.processes import Failed, Finished
 from experiments.paper.study import Study
 from rlp_jax.settings import from_json
+from rlp_jax.train import LOCK
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("resumed", "seconds", "first_step_seconds", "wall_seconds", "processor_seconds", "examination_seconds")
@@ -112,7 +114,8 @@ def test_killed_and_resumed_it_gives_the_same_result(made, copy, environment, ca
     assert driver.wait() == -signal.SIGKILL
     if shutil.which("setpriv") is None:
         pytest.skip("without setpriv the training goes on, and holds its directory")
-    time.sleep(0.5)
+    with open(started.parent / LOCK, "a") as lock:  # as long as the process takes to end
+        fcntl.flock(lock, fcntl.LOCK_EX)
     assert drive.main(arguments(copy), tiny_study.tiny_study()) == 0
     assert f"{rlp}: made again, as others start from it" in capsys.readouterr().out
     assert result(copy, rlp) == result(made, rlp)
