@@ -10,6 +10,8 @@ from experiments.real.study import CORPORA, MODELS, RATES, Run
 from rlp_jax.cli import parser
 from rlp_jax.settings import load_experiment, validate
 
+pytestmark = pytest.mark.slow
+
 
 def gain_of(gain: float) -> dict:
     """What `rlp eval --tasks gain` gives, as far as it is shown."""

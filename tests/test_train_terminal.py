@@ -16,6 +16,8 @@ from tiny_run import compilation, tiny_config
 
 from rlp_jax.config import to_json
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

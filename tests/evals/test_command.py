@@ -20,6 +20,8 @@ from rlp_jax.optimizer import make_optimizer
 from rlp_jax.settings import from_json
 from rlp_jax.state import init_state
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"question": f"What is {n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(3)]
 
 

@@ -22,6 +22,8 @@ from experiments.paper.study import Study
 from rlp_jax.settings import from_json
 from rlp_jax.train import LOCK
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TIMES = ("resumed", "seconds", "first_step_seconds", "wall_seconds", "processor_seconds", "examination_seconds")
 

@@ -16,7 +16,7 @@ from rlp_jax.rollout.engine import sample_thoughts
 from rlp_jax.rollout.filters import Filter
 from rlp_jax.rollout.sampling import thought_keys
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiles")]
 
 
 def exact_logprob(logits_V):
