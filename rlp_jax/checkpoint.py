@@ -147,6 +147,8 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args)
             position = Position(**restored["position"])
+        except jax.errors.JaxRuntimeError:  # of a device or another process: the checkpoint may be sound
+            raise
         except Exception as error:  # Orbax raises many types here
             raise unreadable(where, error) from error
         if position.fingerprint != fingerprint:
@@ -284,7 +286,9 @@ def restore_params(
         )
         try:
             restored = manager.restore(step, args=ocp.args.Composite(state=args))
-        except Exception as error:  # as above
+        except jax.errors.JaxRuntimeError:  # as above
+            raise
+        except Exception as error:
             raise unreadable(directory / str(step), error) from error
     return restored["state"], step
 

@@ -8,12 +8,11 @@ as it was. 75: a process of a run in several was lost, start all of them again.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from rlp_jax.commands import compile, convert, data, evaluate, report, sample, train
-from rlp_jax.commands.base import Parser, complain
+from rlp_jax.commands.base import Parser, complain, is_bad_input
 
 COMMANDS = (train, sample, evaluate, convert, report, data, compile)  # in the order of `rlp --help`
 
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
-        if os.environ.get("RLP_DEBUG"):
+        if not is_bad_input(error):
             raise
         complain(error)
         return 2

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from rlp_jax.config import ConfigError
 from rlp_jax.interrupt import Interrupted, StopSignals
 from rlp_jax.sharding import batch_sharding, document_shards
-from rlp_jax.watchdog import Verdict, Watchdog
+from rlp_jax.watchdog import Verdict, Watchdog, of_runtime
 
 # Seconds. A host that swaps or writes a checkpoint may be silent for a while; no phase of a step takes half an hour.
 SILENT = ("RLP_SILENT_SECONDS", 60.0)  # without a sign of life a process is dead
@@ -105,7 +105,7 @@ class Team:
     def failed(self, error: Exception) -> int:
         """The end of this process after an error that may be another one's fault: a collective operation fails where a
         process died. The watchdog then ends this one first, with the other's name."""
-        if self._watchdog is not None and isinstance(error, jax.errors.JaxRuntimeError):
+        if self._watchdog is not None and of_runtime(error):
             self._watchdog.wait_for_verdict()
         return self.leave(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 

@@ -11,6 +11,7 @@ JAX has a heartbeat of its own, but ends a process by aborting it and does not s
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,21 @@ from typing import Any, NamedTuple
 LOST = 75  # exit code (EX_TEMPFAIL): a process of the run was lost; start all of them again and the run resumes
 INTERVAL = 1.0  # seconds between reports
 REPORTS, VERDICT = "rlp/report/", "rlp/verdict"
+STATUS = re.compile(
+    r"(CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|PERMISSION_DENIED|"
+    r"RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|INTERNAL|UNAVAILABLE|DATA_LOSS|"
+    r"UNAUTHENTICATED): "
+)
+
+
+def of_runtime(error: BaseException) -> bool:
+    """Whether JAX's runtime failed: a device, the network, a process at the other end of a collective operation.
+
+    By the status code that its message begins with: the type says little, since a program that fails is a
+    JaxRuntimeError where its results are waited for, and a ValueError, like bad input, where it fails in a call (of
+    the second and later ones, which jax 0.10 does not make from Python).
+    """
+    return STATUS.match(str(error)) is not None
 
 
 class Verdict(NamedTuple):

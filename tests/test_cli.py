@@ -4,6 +4,7 @@
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -124,6 +125,17 @@ def test_bad_experiments(tmp_path, capsys):
     assert "broken.py cannot be used: SyntaxError" in refused(capsys, "train", tmp_path / "broken.py")
     (tmp_path / "empty.py").write_text("x = 1")
     assert "does not define `config()`" in refused(capsys, "train", tmp_path / "empty.py")
+
+
+def test_a_failure_of_the_runtime_is_no_bad_input(root, tmp_path, monkeypatch):
+    """JAX raises ValueError where a program fails as it is called."""
+
+    def fails(*_, **__):
+        raise ValueError("INTERNAL: planted")
+
+    monkeypatch.setattr(import_module("rlp_jax.train"), "train", fails)  # `rlp_jax.train` alone is the function
+    with pytest.raises(ValueError, match="INTERNAL: planted"):
+        main(["train", str(root / "tiny.py"), "--run-dir", str(tmp_path / "run")])
 
 
 def test_bad_arguments(capsys):

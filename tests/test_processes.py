@@ -191,6 +191,13 @@ def test_a_signal_to_one_process_saves_in_both_and_two_go_on(root, one):
     assert_same_run(root / "stopped", one)
 
 
+def test_a_collective_operation_that_fails_is_nobodys_bad_input(root):
+    """As JAX raises it where a process dies while another calls a program: both are to be started again."""
+    lost = 'raise ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")'
+    for code, _, stderr in finish(start(root, "reset", 2, after_step(1, 0, lost))):
+        assert code == 1 and "UNKNOWN: Gloo AllGather failed" in stderr
+
+
 def test_processes_that_differ_are_refused_by_all(root):
     differ = (1, "train.jax.__version__ = '0.0.0'")
     for code, _, stderr in finish(start(root, "differ", 2, differ)):

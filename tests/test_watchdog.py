@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is to blame when a run in several processes stands still: reports with times of our own making."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from rlp_jax.watchdog import LOST, Judge, Report, Verdict
+from rlp_jax.watchdog import LOST, Judge, Report, Verdict, of_runtime
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["process 0 on a", "process 1 on b", "process 2 on c"]
 
 
@@ -53,3 +58,39 @@ def test_a_process_that_failed_takes_the_others_with_it_by_its_own_code(code):
     failed = Report(3, 1, "x", [code, "model does not exist"])
     (verdict,) = course((0.0, [Report(3, 1, "x"), failed, Report(3, 1, "x")]))
     assert verdict == Verdict(code, "process 1 on b failed: model does not exist")
+
+
+@pytest.mark.parametrize(
+    ("error", "whether"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:28331: Connection reset by peer"), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), True),
+        (ValueError("steps is -1: write a positive number"), False),
+        (OSError(2, "No such file or directory", "UNKNOWN"), False),
+        (ValueError("what is UNKNOWN: this"), False),
+    ],
+)
+def test_what_the_runtime_says_is_known_by_its_status_code(error, whether):
+    assert of_runtime(error) is whether
+
+
+def test_what_jax_raises_is_known_in_a_first_call_and_in_those_that_take_the_short_way():
+    program = """
+import jax
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+from rlp_jax.watchdog import of_runtime
+works = [True] * {works}
+def planted(x):
+    works.pop()
+    return x
+call = jax.jit(lambda x: jax.pure_callback(planted, x, x))
+try:
+    for _ in range(3):
+        jax.block_until_ready(call(jax.numpy.ones(())))
+except Exception as error:
+    print(type(error).__name__, of_runtime(error))
+"""
+    for works, kind in ((0, "JaxRuntimeError"), (2, "ValueError")):
+        command = [sys.executable, "-c", program.format(works=works)]
+        said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        assert said.stdout == f"{kind} True\n", said.stderr[-2000:]

@@ -21,6 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TIMINGS = ("seconds", "per_s", "goodput", "warnings", "logprob_gap")
 DEVICES = 4  # in all
+PATIENCE = 900  # seconds from the kill to the end, which takes one or two minutes
 SMALL = (
     "batch_documents=8", "checkpoint.every=2", "rlp.group_size=4", "rlp.thought_tokens=6", "data.sources=compose:96",
     "eval.every=0", "eval.documents=8", "eval.batch_documents=8", "eval.positions=1", "eval.group_size=2",
@@ -49,7 +50,7 @@ def rehearse(directory: Path, processes: int, steps: int, silent: float) -> int:
     victim = wait_for_step(workers, killed, 3)
     if victim is not None:
         os.kill(victim, signal.SIGKILL)
-    codes = [worker.wait() for worker in workers]
+    codes = ended(workers)
     logs = [(directory / f"{killed.name}.{i}.log").read_text() for i in range(processes)]
     good &= check("a process was killed", victim is not None)
     good &= check("all finished in the end", codes == [0] * processes)
@@ -91,6 +92,19 @@ def start(directory: Path, run_dir: Path, processes: int, steps: int, silent: fl
             command += own if processes > 1 else []
             workers.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
     return workers
+
+
+def ended(workers: list[subprocess.Popen]) -> list[int | None]:
+    """The exit codes; None for workers that wait for others to no end, which are stopped."""
+    until = time.monotonic() + PATIENCE
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    codes = [worker.poll() for worker in workers]
+    for worker, code in zip(workers, codes, strict=True):
+        if code is None:
+            worker.terminate()
+            worker.wait()
+    return codes
 
 
 def wait_for_step(workers: list[subprocess.Popen], run_dir: Path, step: int) -> int | None:

@@ -2,12 +2,14 @@
 """What the commands share: a parser whose errors are one line with the nearest names, and common options."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from rlp_jax.nearest import suggest
+from rlp_jax.watchdog import of_runtime
 
 MODEL = "preset, Hugging Face directory, GGUF file or run directory"
 
@@ -64,6 +66,12 @@ def add_settings(group: Any) -> None:
     group.add_argument("--with", dest="arguments", action="append", default=[], metavar="NAME=VALUE",
                        help="an argument of the experiment's config(), for instance corpus=encyclopedia; may be "
                        "repeated")  # fmt: skip
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Whether the user is to mend it, exit code 2, and a line says how; RLP_DEBUG shows all tracebacks."""
+    ours = isinstance(error, (ValueError, OSError)) and not of_runtime(error)
+    return ours and not os.environ.get("RLP_DEBUG")
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any, get_args
 
-from rlp_jax.commands.base import add_parser, add_settings, complain, one_line, quoted
+from rlp_jax.commands.base import add_parser, add_settings, complain, is_bad_input, one_line, quoted
 from rlp_jax.config import Algorithm, Config, ConfigError, Match, with_algorithm
 
 EXAMPLES = """
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     except Exception as error:
         if team.alone:
             raise
-        bad_input = isinstance(error, (ValueError, OSError)) and not os.environ.get("RLP_DEBUG")
+        bad_input = is_bad_input(error)
         print(f"rlp: error: {one_line(error)}" if bad_input else traceback.format_exc(), file=sys.stderr)
         return team.leave(2, one_line(error)) if bad_input else team.failed(error)
     if team.first:
