@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from rlp_jax import manifest
@@ -235,6 +236,22 @@ def test_an_intact_checkpoint_of_another_kind_is_not_moved(tmp_path):
     ):
         checkpoints.restore(other, "f")
     assert steps(tmp_path / "checkpoints") == [2, 1]
+
+
+def test_a_device_or_a_peer_that_fails_is_not_the_checkpoints_fault(tmp_path, monkeypatch):
+    states = saved(tmp_path, 1)
+
+    def fails(*_, **__):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: planted")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fails)
+    with (
+        Checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
+        pytest.raises(jax.errors.JaxRuntimeError, match="planted"),
+    ):
+        checkpoints.restore(states[1], "f")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="planted"):
+        restore_params(tmp_path, states[1].params)
 
 
 def test_some_are_kept_for_good(tmp_path):
